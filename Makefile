@@ -1,0 +1,37 @@
+# Two commands: `make demo` (the main job, end to end) and `make test`. Both set up .venv by themselves.
+# On a machine without a GPU, a CPU build of torch saves gigabytes:
+#   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
+
+.PHONY: demo test check format clean
+
+demo: $(VENV)/core
+	$(BIN)/gradalign demo --out runs/demo
+
+test: check
+	$(BIN)/python -m pytest --cov=gradalign --cov-report=term --durations=10
+
+check: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+
+$(VENV)/core: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/test: $(VENV)/core
+	$(PIP) -e '.[test]'
+	touch $@

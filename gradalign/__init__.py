@@ -1,0 +1,3 @@
+"""GradAlign."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Alignment: the direction, the engines, the alignment table."""

@@ -1,0 +1,126 @@
+"""The direction: the validation policy gradient v, with its own reliability."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gradalign.errors import GradAlignError
+from gradalign.policy.group import Group
+from gradalign.policy.load import Policy
+from gradalign.problems.schema import uniform_hash
+
+
+@dataclass
+class Direction:
+    """The mean policy gradient of the validation problems.
+
+    Attributes:
+        unit: v / |v|, one tensor a covered parameter, in the policy's reduction dtype.
+        norm: |v|.
+        n_problems: validation problems that carry a gradient.
+        n_zero_variance: validation problems whose rewards do not vary; they carry none.
+        reliability: cosine between the directions of two disjoint halves of the validation set; None with fewer
+            than two problems.
+        reliability_se: standard error of that cosine over the second half's problems; None with fewer than four.
+    """
+
+    unit: list[torch.Tensor]
+    norm: float
+    n_problems: int
+    n_zero_variance: int
+    reliability: float | None
+    reliability_se: float | None
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether the halves agree by less than two standard errors, or are too small to tell."""
+        if self.reliability is None or self.reliability_se is None:
+            return True
+        return self.reliability < 2 * self.reliability_se
+
+
+def build_direction(
+    policy: Policy,
+    groups: Sequence[Group],
+    gradient: Callable[[Group], list[torch.Tensor]],
+    unit: bool = False,
+    seed: int = 0,
+    done: Callable[[], None] = lambda: None,
+) -> Direction:
+    """Average the validation problems' policy gradients, each problem weighing the same.
+
+    The problems are cut into two halves by a seeded hash of their keys. The cosine between the halves' directions is
+    the reliability; the second half's problems, each projected on the first half's direction as they pass, give its
+    standard error at no further cost.
+
+    Args:
+        policy: the policy.
+        groups: the validation groups.
+        gradient: a group's policy gradient, one tensor a covered parameter.
+        unit: divide each problem's gradient by its norm first.
+        seed: of the halving.
+        done: called after each group.
+
+    Raises:
+        GradAlignError: no validation problem carries a gradient, or the gradients are not finite or cancel.
+    """
+    scored = [group for group in groups if group.status == "scored"]
+    if not scored:
+        raise GradAlignError(
+            f"validation: none of the {len(groups)} problems carries a gradient: within each, every rollout got the "
+            "same reward; take problems that the policy solves sometimes, or more rollouts for each"
+        )
+    scored.sort(key=lambda group: uniform_hash(seed, group.key))
+    halves = scored[: (len(scored) + 1) // 2], scored[(len(scored) + 1) // 2 :]
+    sums: list[list[torch.Tensor]] = []
+    first_norm, projections = 0.0, []
+    for half in halves:
+        total = [torch.zeros_like(p, dtype=policy.reduction_dtype) for p in policy.parameters]
+        for group in half:
+            own = gradient(group)
+            norm = _dot(own, own) ** 0.5
+            if not np.isfinite(norm):
+                raise GradAlignError(f"validation: problem {group.key!r}: gradient not finite; check the weights")
+            scale = 1.0 / norm if unit and norm > 0 else 1.0
+            for t, g in zip(total, own, strict=True):
+                t.add_(g, alpha=scale)
+            if sums:
+                projections.append(scale * _dot(own, sums[0]) / first_norm if first_norm > 0 else 0.0)
+            done()
+        sums.append(total)
+        first_norm = first_norm or _dot(total, total) ** 0.5
+    first, second = sums
+    reliability = reliability_se = None
+    if halves[1]:
+        second_norm = _dot(second, second) ** 0.5
+        product = first_norm * second_norm
+        reliability = _dot(first, second) / product if product > 0 else 0.0
+        if len(projections) > 1 and second_norm > 0:
+            se = float(np.std(projections, ddof=1)) / len(projections) ** 0.5
+            reliability_se = se / (second_norm / len(projections))
+    for a, b in zip(first, second, strict=True):
+        a.add_(b).div_(len(scored))
+    norm = _dot(first, first) ** 0.5
+    if norm == 0:
+        raise GradAlignError("validation: the problems' gradients cancel to zero; take more problems or rollouts")
+    for a in first:
+        a.div_(norm)
+    silent = sum(group.status == "zero_variance" for group in groups)
+    return Direction(first, norm, len(scored), silent, reliability, reliability_se)
+
+
+def _dot(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
+    return sum(float(dot(x, y)) for x, y in zip(a, b, strict=True))
+
+
+CHUNK = 2**20
+
+
+def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """() inner product of two tensors of one shape, added up in float64 over chunks of a million elements."""
+    flat_a, flat_b = a.reshape(-1).split(CHUNK), b.reshape(-1).split(CHUNK)
+    return torch.stack([torch.dot(x, y) for x, y in zip(flat_a, flat_b, strict=True)]).double().sum()

@@ -1,0 +1,185 @@
+"""Engine ``directional``: no backward pass for candidates at all.
+
+A rollout's derivative c_k = <grad log pi(y_k), v/|v|> is a directional derivative, hence a difference of two forward
+passes with the weights moved by a step h along v/|v|:
+
+    c_k = (log pi(y_k; theta + h v/|v|) - log pi(y_k; theta - h v/|v|)) / 2h + O(h^2).
+
+Too short a step drowns in rounding, too long a one leaves the linear range; the step is chosen on a few validation
+groups whose dots are known from backward passes. Weights are restored bit for bit, also after an exception.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from gradalign.alignment.direction import Direction
+from gradalign.alignment.exact import Exact
+from gradalign.alignment.record import Floats, Numbers, from_contributions
+from gradalign.errors import GradAlignError
+from gradalign.policy.group import Group
+from gradalign.policy.load import Policy
+from gradalign.policy.logprobs import shares_prompts, token_logprobs
+from gradalign.policy.objective import Objective
+from gradalign.policy.packing import Row, batches_of, lay_out, rows_of
+
+STEPS = tuple(0.32 * 0.5**n for n in range(12))
+"""Steps that are tried, in units of the weights: 0.32 down to 0.00016."""
+TRIED = 8
+"""Validation groups on which steps are tried, at most."""
+TOLERANCE = 0.05
+"""Largest error of the dots on those groups, relative to their root mean square, that is let pass."""
+SWEEP = 64
+"""Batches between two moves of the weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A finite-difference step and its error.
+
+    Attributes:
+        length: h, the distance the weights are moved each way.
+        error: root mean square difference to the exact dots over their root mean square.
+    """
+
+    length: float
+    error: float
+
+
+class Directional:
+    """See the module's text.
+
+    Args:
+        policy: the policy; float32 (or float64) weights.
+        objective: what is differentiated.
+        batch_tokens: tokens in one forward pass, at most (one row at least).
+        longest: longest sequence to be scored, in tokens.
+
+    Raises:
+        GradAlignError: the weights are in a shorter floating-point type.
+    """
+
+    name = "directional"
+    provides = frozenset({"dot", "se", "t", "corr"})
+
+    def __init__(self, policy: Policy, objective: Objective, batch_tokens: int, longest: int) -> None:
+        if policy.dtype not in (torch.float32, torch.float64):
+            raise GradAlignError(
+                f"forward-only scores need float32 weights: in {str(policy.dtype).removeprefix('torch.')} the step is "
+                "lost in rounding; add --dtype float32, or take --engine exact without --contributions"
+            )
+        self.policy = policy
+        self.objective = objective
+        self.batch_tokens = batch_tokens
+        self.longest = longest
+        self.step: Step | None = None
+
+    @cached_property
+    def shared(self) -> bool:
+        """Whether a group's prompt is computed once."""
+        return shares_prompts(self.policy, self.longest)
+
+    def measure(self, groups: Sequence[Group], direction: Direction) -> Iterator[Numbers]:
+        """Dot, se, t and corr of each group; call `calibrate` first."""
+        for start in range(0, len(groups), 256):
+            some = groups[start : start + 256]
+            for group, derivatives in zip(some, self.derivatives(some, direction), strict=True):
+                yield (
+                    from_contributions(group, self.objective, derivatives)
+                    if np.isfinite(derivatives).all()
+                    else (Numbers(dot=float("nan")))
+                )
+
+    def derivatives(self, groups: Sequence[Group], direction: Direction, length: float | None = None) -> list[Floats]:
+        """(rollouts,) directional derivatives c_k of each group, by central differences of ``length``."""
+        if length is None:
+            assert self.step is not None, "calibrate() was not called"
+            length = self.step.length
+        rows = [row for group in groups for row in rows_of(group, self.batch_tokens, self.shared)]
+        batches = list(batches_of(rows, self.batch_tokens))
+        moved: list[Floats] = []
+        for start in range(0, len(batches), SWEEP):
+            sweep = batches[start : start + SWEEP]
+            with self._weights_moved(direction, length):
+                ahead = [self._token_logprobs(batch) for batch in sweep]
+            with self._weights_moved(direction, -length):
+                moved.extend(self._per_rollout(b, a) for b, a in zip(sweep, ahead, strict=True))
+        flat = np.concatenate(moved) / (2 * length)
+        return np.split(flat, np.cumsum([len(group.rollouts) for group in groups])[:-1])
+
+    def calibrate(self, groups: Sequence[Group], direction: Direction) -> Step:
+        """Choose the step on validation groups: the one whose dots are nearest to the exact engine's.
+
+        Raises:
+            GradAlignError: no step comes within 5 %.
+        """
+        some = [group for group in groups if group.status == "scored"][:TRIED]
+        exact = Exact(self.policy, self.objective, self.batch_tokens, self.longest)
+        truth = np.array([numbers.dot for numbers in exact.measure(some, direction)], np.float64)
+        scale = float(np.sqrt((truth**2).mean()))
+        best = Step(STEPS[0], float("inf"))
+        for length in STEPS:
+            derivatives = self.derivatives(some, direction, length)
+            dots = [from_contributions(g, self.objective, d).dot for g, d in zip(some, derivatives, strict=True)]
+            error = float(np.sqrt(((np.array(dots, np.float64) - truth) ** 2).mean())) / scale
+            if error < best.error:
+                best = Step(length, error)
+        if not best.error <= TOLERANCE:
+            raise GradAlignError(
+                f"forward-only scores disagree with exact ones by {best.error:.0%} on {len(some)} validation groups at "
+                f"the best step ({best.length:g}); take --engine exact without --contributions"
+            )
+        self.step = best
+        return best
+
+    @contextlib.contextmanager
+    def _weights_moved(self, direction: Direction, length: float) -> Iterator[None]:
+        with torch.no_grad(), self._padding_embedding_held():
+            kept = [p.detach().clone() for p in self.policy.parameters]
+            try:
+                for parameter, unit in zip(self.policy.parameters, direction.unit, strict=True):
+                    parameter.add_(unit, alpha=length)
+                yield
+            finally:
+                for parameter, old in zip(self.policy.parameters, kept, strict=True):
+                    parameter.copy_(old)
+
+    @contextlib.contextmanager
+    def _padding_embedding_held(self) -> Iterator[None]:
+        """Keep the input embedding of the padding token where it is.
+
+        Autograd gives an embedding's ``padding_idx`` no gradient, so training never moves it as an input; where the
+        weights are tied to the output layer, moving them would.
+        """
+        embedding = self.policy.model.get_input_embeddings()
+        padding = getattr(embedding, "padding_idx", None)
+        if padding is None:
+            yield
+            return
+        held = embedding(torch.tensor([padding], device=self.policy.device))[0]
+
+        def hold(module: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+            return torch.where((inputs[0] == padding)[..., None], held, output)
+
+        hook = embedding.register_forward_hook(hold)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _token_logprobs(self, rows: list[Row]) -> torch.Tensor:
+        batch = lay_out(rows, self.policy.device, self.policy.dtype)
+        return token_logprobs(self.policy, batch, self.objective.temperature)
+
+    def _per_rollout(self, rows: list[Row], ahead: torch.Tensor) -> Floats:
+        """(rollouts of the rows,) change of log pi(y_k), summed over counted tokens in float64."""
+        batch = lay_out(rows, self.policy.device, self.policy.dtype)
+        change = (ahead - token_logprobs(self.policy, batch, self.objective.temperature)).double() * batch.counted
+        sums = torch.zeros(batch.n_rollouts, dtype=torch.float64, device=change.device)
+        return sums.index_add_(0, batch.rollout, change).cpu().numpy()

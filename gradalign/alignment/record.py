@@ -1,0 +1,89 @@
+"""The alignment of one group: what scoring says of it, and the statistics of its rollouts' contributions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradalign.policy.group import Group, Status
+from gradalign.policy.objective import Objective, advantages
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class Numbers:
+    """What an engine measured of one group; None where the engine cannot see it.
+
+    Attributes:
+        dot: <g, v/|v|>.
+        norm: |g|.
+        cosine: dot / norm.
+        se: standard error of dot over rollouts.
+        t: dot / se.
+        corr: Pearson correlation over rollouts of the reward with the weighted directional derivative.
+    """
+
+    dot: float | None = None
+    norm: float | None = None
+    cosine: float | None = None
+    se: float | None = None
+    t: float | None = None
+    corr: float | None = None
+
+    def finite(self) -> bool:
+        """Whether every number that was measured is finite."""
+        values = (self.dot, self.norm, self.cosine, self.se, self.t, self.corr)
+        return all(value is None or math.isfinite(value) for value in values)
+
+
+@dataclass(slots=True)
+class Alignment:
+    """One row of the alignment table; ``score``, ``rank`` and ``selected`` are filled in by a strategy."""
+
+    key: str
+    source: str
+    status: Status
+    pass_rate: float | None
+    n_rollouts: int
+    n_tokens: int
+    numbers: Numbers
+    score: float | None = None
+    rank: int | None = None
+    selected: bool | None = None
+
+    @classmethod
+    def of(cls, group: Group, numbers: Numbers | None = None) -> Alignment:
+        """The row of ``group``; without numbers where it was not scored."""
+        mean = None if group.invalid is not None else float(group.rewards.mean())
+        count = len(group.rollouts)
+        return cls(group.key, group.source, group.status, mean, count, group.n_tokens, numbers or Numbers())
+
+
+def from_contributions(group: Group, objective: Objective, derivatives: Floats) -> Numbers:
+    """Statistics of a group from its rollouts' directional derivatives.
+
+    With c_k = <grad log pi(y_k), v/|v|> and x_k = (G / Z) A_k w_k c_k: dot = mean of the x_k; se = their standard
+    deviation (n - 1) / sqrt(G); t = dot / se; corr = Pearson correlation of r_k with w_k c_k.
+
+    Args:
+        group: the group.
+        objective: gives A, w and Z.
+        derivatives: (rollouts,) the c_k.
+
+    Returns:
+        Numbers with dot, se, t and corr; t and corr are None where their denominator is zero.
+    """
+    rewards, count = group.rewards, len(group.rollouts)
+    weights, denominator = objective.weights(group)
+    moved = weights * derivatives
+    contributions = count / denominator * advantages(rewards, objective.advantage) * moved
+    dot = float(contributions.mean())
+    se = float(contributions.std(ddof=1) / math.sqrt(count))
+    centred_rewards, centred_moves = rewards - rewards.mean(), moved - moved.mean()
+    scale = math.sqrt(float((centred_rewards**2).sum() * (centred_moves**2).sum()))
+    corr = float((centred_rewards * centred_moves).sum()) / scale if scale > 0 else None
+    return Numbers(dot=dot, se=se, t=dot / se if se > 0 else None, corr=corr)

@@ -1,0 +1,49 @@
+"""The alignment table: one row a problem, as Parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gradalign.alignment.record import Alignment
+from gradalign.files import replacing
+
+SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("source", pa.string()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("pass_rate", pa.float64()),
+        pa.field("n_rollouts", pa.int64()),
+        pa.field("n_tokens", pa.int64()),
+        *(pa.field(name, pa.float64()) for name in ("dot", "norm", "cosine", "se", "t", "corr", "score")),
+        pa.field("rank", pa.int64()),
+        pa.field("selected", pa.bool_()),
+    ]
+)
+"""Columns of the table. ``pass_rate`` is the mean reward; numbers of rows that were not scored are null."""
+
+
+def to_table(alignments: Sequence[Alignment]) -> pa.Table:
+    """The table, rows in the order of ``alignments``."""
+    rows = [
+        {
+            name: getattr(a.numbers if name in ("dot", "norm", "cosine", "se", "t", "corr") else a, name)
+            for name in SCHEMA.names
+        }
+        for a in alignments
+    ]
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def write_alignments(path: Path, alignments: Sequence[Alignment]) -> None:
+    """Write the table; the same alignments give the same bytes.
+
+    Raises:
+        GradAlignError: the place cannot be written to.
+    """
+    with replacing(path) as part:
+        pq.write_table(to_table(alignments), part)

@@ -1,0 +1,64 @@
+"""Files on disk: written under a temporary name and renamed, so that no reader ever sees half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gradalign.errors import GradAlignError
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a name beside ``path`` to write to; it becomes ``path`` when the block ends well, else it is removed.
+
+    Raises:
+        GradAlignError: the place cannot be written to, or the disk is full; an older ``path`` is left as it was.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            with part.open("rb") as written:
+                os.fsync(written.fileno())
+            part.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals while writing ``path`` into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        raise GradAlignError(
+            f"{path}: cannot be written ({error.strerror or error}); free space or choose another place, then run the "
+            "same command again: what was finished is kept"
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON (NaN refused)."""
+    with replacing(path) as part:
+        part.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        GradAlignError: it is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GradAlignError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise GradAlignError(f"{path}: not JSON ({error})") from error

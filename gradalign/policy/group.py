@@ -1,0 +1,82 @@
+"""A group: one problem with its rollouts, as token ids. What the mathematics is written on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Status = Literal["scored", "zero_variance", "no_tokens", "failed"]
+
+
+@dataclass(slots=True)
+class Rollout:
+    """One sampled response.
+
+    Attributes:
+        response_ids: (tokens,) the token ids as sampled, end-of-sequence token included.
+        reward: its reward.
+        response_mask: (tokens,) false where a token is not the policy's own (tool output); None means all true.
+        logprobs: (tokens,) log-probabilities under the sampling policy at its temperature, where known.
+        finish_reason: ``stop`` or ``length``, where known.
+        response: the text, where known.
+    """
+
+    response_ids: NDArray[np.int64]
+    reward: float
+    response_mask: NDArray[np.bool_] | None = None
+    logprobs: NDArray[np.float32] | None = None
+    finish_reason: str | None = None
+    response: str | None = None
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """(tokens,) true where a token counts."""
+        return np.ones(len(self.response_ids), bool) if self.response_mask is None else self.response_mask
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens that count."""
+        return int(self.mask.sum())
+
+
+@dataclass(slots=True)
+class Group:
+    """One problem with its rollouts.
+
+    Attributes:
+        key: the problem's key.
+        prompt_ids: (tokens,) the prompt.
+        rollouts: the sampled responses, in sampling order.
+        source: where the problem is from.
+        policy: fingerprint of the weights that sampled the rollouts, where known.
+        invalid: why the group cannot be scored (its status), for groups that bad rows have marked.
+    """
+
+    key: str
+    prompt_ids: NDArray[np.int64]
+    rollouts: Sequence[Rollout]
+    source: str = ""
+    policy: str | None = None
+    invalid: Status | None = None
+
+    @property
+    def rewards(self) -> NDArray[np.float64]:
+        """(rollouts,) the rewards."""
+        return np.array([rollout.reward for rollout in self.rollouts], np.float64)
+
+    @property
+    def n_tokens(self) -> int:
+        """Response tokens that count, over all rollouts."""
+        return sum(rollout.n_tokens for rollout in self.rollouts)
+
+    @property
+    def status(self) -> Status:
+        """``scored`` when the group carries a gradient; otherwise why it does not."""
+        if self.invalid is not None:
+            return self.invalid
+        rewards = self.rewards
+        return "zero_variance" if rewards.max() == rewards.min() else "scored"

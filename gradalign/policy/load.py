@@ -1,0 +1,228 @@
+"""Loading a policy: a causal language model by hub id, folder or GGUF file, with an optional LoRA adapter."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import hashlib
+import inspect
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import logging as transformers_logging
+
+from gradalign.errors import GradAlignError, missing_extra
+from gradalign.policy.precision import KeepDouble
+
+EMBEDDED = Path(__file__).parent / "embedded"
+"""The folder of the embedded default, a character-level Llama; ``--model embedded`` means it."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+
+
+@dataclass
+class Policy:
+    """A loaded policy, in evaluation mode (no dropout).
+
+    Attributes:
+        model: the Hugging Face causal language model; exactly the covered parameters require a gradient.
+        path: the folder, GGUF file or hub id it came from.
+        names: names of the covered parameters, in the model's order; tied parameters appear once.
+        covered: number of covered parameters over all trainable ones (with an adapter: the adapter's).
+    """
+
+    model: Any
+    path: str
+    names: list[str]
+    covered: float
+
+    @cached_property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The covered parameters, in the order of `names`."""
+        by_name = dict(self.model.named_parameters())
+        return [by_name[name] for name in self.names]
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration."""
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' type."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def reduction_dtype(self) -> torch.dtype:
+        """The type sums are taken in: float64 for a float64 policy, float32 for any other."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    @cached_property
+    def forward_arguments(self) -> frozenset[str]:
+        """Names of the arguments that the model's forward takes."""
+        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return frozenset(inspect.signature(model.forward).parameters)
+
+    @cached_property
+    def max_length(self) -> int | None:
+        """Longest sequence in tokens that the model takes; None where its configuration does not say."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer beside the weights (left padding).
+
+        Raises:
+            GradAlignError: there is none.
+        """
+        folder, kwargs = _where(self.path)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
+        except Exception as error:
+            raise GradAlignError(
+                f"model {self.path}: no tokenizer can be loaded ({_first_line(error)}); put tokenizer.json beside the "
+                "weights, or give rollouts as token ids to `gradalign score`, which needs none"
+            ) from error
+        tokenizer.padding_side = "left"
+        return cast(PreTrainedTokenizerBase, tokenizer)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that depend on every weight: which policy sampled, which one scored."""
+        digest = hashlib.sha256()
+        for name, tensor in self.model.state_dict().items():
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
+        """The context to run forward passes in."""
+        return KeepDouble() if self.dtype == torch.float64 else contextlib.nullcontext()
+
+
+def load_policy(
+    model: str,
+    adapter: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    parameters: Sequence[str] = (),
+) -> Policy:
+    """Load a causal language model for sampling and scoring.
+
+    Args:
+        model: hub id, folder, ``.gguf`` file, or ``embedded`` for the policy inside this package.
+        adapter: LoRA adapter (folder or hub id); then only its parameters are trainable, hence covered.
+        dtype: ``auto`` (float32 on a CPU; elsewhere the checkpoint's own), or one of float32, bfloat16, float16,
+            float64.
+        device: ``auto`` (cuda, else cpu), or any name that torch knows.
+        parameters: patterns like ``*layers.1[0-9].*``; where given, only matching parameters are covered.
+
+    Raises:
+        GradAlignError: not found, no weights, an unknown dtype or device, patterns that match nothing.
+    """
+    place = _device(device)
+    folder, kwargs = _where(model)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for chatty in ("httpx", "huggingface_hub"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    if dtype not in ("auto", *DTYPES):
+        raise GradAlignError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
+    wanted: torch.dtype | str = torch.float32 if dtype == "auto" and place.type != "cuda" else DTYPES.get(dtype, "auto")
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=wanted, **kwargs)
+    except Exception as error:
+        raise GradAlignError(f"model {model}: cannot be loaded: {_first_line(error)}") from error
+    if "gguf_file" in kwargs:  # de-quantised on loading: plain weights from here on
+        loaded = loaded.to(wanted if isinstance(wanted, torch.dtype) else torch.float32)
+    if adapter is not None:
+        loaded = _with_adapter(loaded, adapter)
+    loaded.to(place).eval()
+    return cover(loaded, str(model), parameters)
+
+
+def cover(model: Any, path: str = "", parameters: Sequence[str] = ()) -> Policy:
+    """Wrap a model that is already loaded; only parameters that are trainable and match a pattern stay trainable.
+
+    Raises:
+        GradAlignError: no trainable parameter matches.
+    """
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    chosen = [n for n in trainable if not parameters or any(fnmatch.fnmatch(n, pattern) for pattern in parameters)]
+    if not chosen:
+        raise GradAlignError(
+            f"no trainable parameter matches {', '.join(parameters) or 'anything'}; "
+            f"names look like {next(iter(dict(model.named_parameters())), '(none)')}"
+        )
+    for name in set(trainable) - set(chosen):
+        trainable[name].requires_grad_(False)
+    covered = sum(trainable[name].numel() for name in chosen) / sum(p.numel() for p in trainable.values())
+    return Policy(model, path, chosen, covered)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise GradAlignError(f"device {name!r} cannot be used: {_first_line(error)}") from error
+
+
+def _where(model: str) -> tuple[str, dict[str, str]]:
+    """What to hand to transformers for a model's name: (folder or hub id, further arguments)."""
+    if model == "embedded":
+        return str(EMBEDDED), {}
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise GradAlignError(f"model {model}: no such GGUF file")
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise GradAlignError(f"model {model}: the folder holds no config.json; name a Hugging Face model folder")
+        if not any(any(path.glob(pattern)) for pattern in _WEIGHTS):
+            raise GradAlignError(f"model {model}: no weights in the folder (model.safetensors); save the model there")
+        return str(path), {}
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise GradAlignError(f"model {model}: no such folder")
+    if os.environ.get("HF_HUB_OFFLINE") != "1":
+        return model, {}
+    try:
+        AutoConfig.from_pretrained(model)
+    except Exception as error:
+        raise GradAlignError(f"model {model}: no such folder, and not in the local hub cache (offline)") from error
+    return model, {}
+
+
+def _with_adapter(model: Any, adapter: str) -> Any:
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise missing_extra("peft", "lora") from error
+    try:
+        return PeftModel.from_pretrained(model, adapter, is_trainable=True)
+    except Exception as error:
+        raise GradAlignError(f"adapter {adapter}: cannot be loaded: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,1 @@
+"""Pools: what a problem is, where problems come from."""

@@ -1,0 +1,50 @@
+"""Reward of the embedded problems: sums by their value, Countdown by the expression."""
+
+from __future__ import annotations
+
+import ast
+import operator
+import re
+from collections.abc import Sequence
+from typing import Any
+
+_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
+_EXPRESSION = re.compile(r"[0-9+\-*() ]{1,64}")
+
+
+def _value(node: ast.expr, used: list[int]) -> int:
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        used.append(node.value)
+        return node.value
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        return int(_OPERATORS[type(node.op)](_value(node.left, used), _value(node.right, used)))
+    raise ValueError("not an expression over + - * and whole numbers")
+
+
+def _reaches(text: str, target: str, numbers: Sequence[int]) -> bool:
+    if not _EXPRESSION.fullmatch(text) or "**" in text:
+        return False
+    used: list[int] = []
+    try:
+        value = _value(ast.parse(text.strip(), mode="eval").body, used)
+    except (SyntaxError, ValueError, RecursionError):
+        return False
+    return value == int(target) and sorted(used) == sorted(numbers)
+
+
+def countdown(
+    completions: Sequence[str],
+    answer: Sequence[str],
+    numbers: Sequence[Sequence[int] | None] | None = None,
+    **_: Any,
+) -> list[float]:
+    """1.0 for a correct response, else 0.0.
+
+    A problem that brings ``numbers`` is Countdown: the response must be an expression over ``+ - *`` and brackets
+    that uses each number exactly once and equals the answer. Any other response must be the answer's own text.
+    """
+    pools = numbers if numbers is not None else [None] * len(completions)
+    return [
+        float(_reaches(text, gold, pool) if pool is not None else text.strip() == gold.strip())
+        for text, gold, pool in zip(completions, answer, pools, strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""Rollouts: sampling them, their table."""

@@ -1,0 +1,5 @@
+"""``dot``: <g_i, v/|v|>, the first-order gain of a unit step along the problem's gradient; keeps the magnitude."""
+
+from gradalign.selection.strategy import Strategy
+
+STRATEGY = Strategy("dot", "dot", lambda alignment, seed: alignment.numbers.dot)

@@ -1,0 +1,8 @@
+"""``gradalign``: the paper's score, cos(g_i, v): problems whose policy gradient points where the validation's does.
+
+arXiv 2602.21492. Needs an engine that gives cosine (``exact``, ``reference``).
+"""
+
+from gradalign.selection.strategy import Strategy
+
+STRATEGY = Strategy("gradalign", "cosine", lambda alignment, seed: alignment.numbers.cosine)

@@ -1,0 +1,8 @@
+"""``tscore``: t = dot / se, the alignment in units of its own standard error over rollouts.
+
+Prefers problems whose alignment is sure to those where it is large by luck. Needs forward-only contributions.
+"""
+
+from gradalign.selection.strategy import Strategy
+
+STRATEGY = Strategy("tscore", "t", lambda alignment, seed: alignment.numbers.t)
