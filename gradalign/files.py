@@ -44,6 +44,19 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def check_writable(path: Path) -> None:
+    """Find out before the work, not after it, that ``path`` cannot be written.
+
+    Raises:
+        GradAlignError: it cannot.
+    """
+    if path.is_dir():
+        raise GradAlignError(f"{path}: is a folder; name a file")
+    with replacing(path.with_name(f".{path.name}.probe")) as part:
+        part.touch()
+    path.with_name(f".{path.name}.probe").unlink()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON (NaN refused)."""
     with replacing(path) as part:

@@ -12,7 +12,7 @@ from gradalign.alignment.directional import Directional, Step
 from gradalign.alignment.exact import Exact
 from gradalign.alignment.record import Alignment, Numbers
 from gradalign.alignment.reference import Reference
-from gradalign.errors import GradAlignError, nearest
+from gradalign.errors import GradAlignError, nearest, warn
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
 from gradalign.policy.logprobs import longest
@@ -105,6 +105,12 @@ def score(
     direction = build_direction(policy, validation, gradient, unit, seed, done)
     step = forward.calibrate(validation, direction) if forward is not None else None
     seconds["direction"] = time.perf_counter() - start
+    if direction.within_noise:
+        halves = "cannot be compared" if direction.reliability is None else f"agree by {direction.reliability:.2f} only"
+        warn(
+            f"the validation direction is within noise: its halves {halves} ({direction.n_problems} problems carry a "
+            "gradient); more validation problems, or more rollouts of each, make it reliable"
+        )
 
     start = time.perf_counter()
     scored = [group for group in candidates if group.status == "scored"]

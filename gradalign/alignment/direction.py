@@ -35,6 +35,16 @@ class Direction:
     reliability: float | None
     reliability_se: float | None
 
+    def facts(self) -> dict[str, float | int | None]:
+        """The numbers, for a run's records."""
+        return {
+            "norm": self.norm,
+            "problems": self.n_problems,
+            "zero_variance": self.n_zero_variance,
+            "reliability": self.reliability,
+            "reliability_se": self.reliability_se,
+        }
+
     @property
     def within_noise(self) -> bool:
         """Whether the halves agree by less than two standard errors, or are too small to tell."""

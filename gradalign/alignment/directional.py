@@ -101,7 +101,8 @@ class Directional:
         if length is None:
             assert self.step is not None, "calibrate() was not called"
             length = self.step.length
-        rows = [row for group in groups for row in rows_of(group, self.batch_tokens, self.shared)]
+        distinct = [group.distinct() for group in groups]
+        rows = [row for group, _ in distinct for row in rows_of(group, self.batch_tokens, self.shared)]
         batches = list(batches_of(rows, self.batch_tokens))
         moved: list[Floats] = []
         for start in range(0, len(batches), SWEEP):
@@ -111,7 +112,8 @@ class Directional:
             with self._weights_moved(direction, -length):
                 moved.extend(self._per_rollout(b, a) for b, a in zip(sweep, ahead, strict=True))
         flat = np.concatenate(moved) / (2 * length)
-        return np.split(flat, np.cumsum([len(group.rollouts) for group in groups])[:-1])
+        own = np.split(flat, np.cumsum([len(group.rollouts) for group, _ in distinct])[:-1])
+        return [values[owner] for values, (_, owner) in zip(own, distinct, strict=True)]
 
     def calibrate(self, groups: Sequence[Group], direction: Direction) -> Step:
         """Choose the step on validation groups: the one whose dots are nearest to the exact engine's.

@@ -1,8 +1,9 @@
 """Engine ``exact``: one backward pass a group over packed rows, reduced parameter by parameter as it runs.
 
-A group's prompt is computed once where the architecture allows it. Each covered parameter's gradient is reduced to
-its inner product with the direction and its squared norm as soon as it is complete, and freed: nothing of a group
-but these two numbers outlives its backward pass. A group too large for one pass is added up over several.
+A group's prompt is computed once where the architecture allows it; equal responses are computed once, their
+coefficients added up. Each covered parameter's gradient is reduced to its inner product with the direction and its
+squared norm as soon as it is complete, and freed: nothing of a group but these two numbers outlives its backward pass.
+A group too large for one pass is added up over several.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 
+import numpy as np
 import torch
 
 from gradalign.alignment.direction import Direction, dot
-from gradalign.alignment.record import Numbers
+from gradalign.alignment.record import Floats, Numbers
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
 from gradalign.policy.logprobs import shares_prompts, token_logprobs
@@ -67,11 +69,21 @@ class Exact:
             norm = sums[1] ** 0.5
             yield Numbers(dot=sums[0], norm=norm, cosine=sums[0] / norm if norm > 0 else 0.0)
 
+    def _distinct(self, group: Group) -> tuple[Group, Floats]:
+        """The distinct responses that carry weight, and (responses,) their summed coefficients."""
+        coefficients = self.objective.coefficients(group)
+        distinct, owner = group.distinct()
+        summed = np.bincount(owner, coefficients).astype(np.float64)
+        kept = np.abs(summed) > 1e-12 * np.bincount(owner, np.abs(coefficients))
+        distinct.rollouts = [rollout for rollout, keep in zip(distinct.rollouts, kept, strict=True) if keep]
+        return distinct, summed[kept]
+
     def _stream(self, group: Group, sink: Sink) -> None:
         """Run the group's passes; hand each parameter's complete gradient to ``sink`` in the last of them."""
         policy = self.policy
+        group, summed = self._distinct(group)
         rows = list(rows_of(group, self.batch_tokens, self.shared))
-        coefficients = torch.from_numpy(self.objective.coefficients(group)).to(policy.device, policy.reduction_dtype)
+        coefficients = torch.from_numpy(summed).to(policy.device, policy.reduction_dtype)
         carried: dict[int, torch.Tensor] = {}
         last = False
 

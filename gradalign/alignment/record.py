@@ -75,7 +75,7 @@ def from_contributions(group: Group, objective: Objective, derivatives: Floats) 
         derivatives: (rollouts,) the c_k.
 
     Returns:
-        Numbers with dot, se, t and corr; t and corr are None where their denominator is zero.
+        Numbers with dot, se, t and corr; t is None where se is zero, corr where all w_k c_k are equal.
     """
     rewards, count = group.rewards, len(group.rollouts)
     weights, denominator = objective.weights(group)
@@ -83,7 +83,9 @@ def from_contributions(group: Group, objective: Objective, derivatives: Floats) 
     contributions = count / denominator * advantages(rewards, objective.advantage) * moved
     dot = float(contributions.mean())
     se = float(contributions.std(ddof=1) / math.sqrt(count))
-    centred_rewards, centred_moves = rewards - rewards.mean(), moved - moved.mean()
-    scale = math.sqrt(float((centred_rewards**2).sum() * (centred_moves**2).sum()))
-    corr = float((centred_rewards * centred_moves).sum()) / scale if scale > 0 else None
+    corr = None
+    if np.ptp(moved) > 0:
+        centred_rewards, centred_moves = rewards - rewards.mean(), moved - moved.mean()
+        scale = math.sqrt(float((centred_rewards**2).sum() * (centred_moves**2).sum()))
+        corr = float((centred_rewards * centred_moves).sum()) / scale
     return Numbers(dot=dot, se=se, t=dot / se if se > 0 else None, corr=corr)

@@ -73,6 +73,23 @@ class Group:
         """Response tokens that count, over all rollouts."""
         return sum(rollout.n_tokens for rollout in self.rollouts)
 
+    def distinct(self) -> tuple[Group, NDArray[np.int64]]:
+        """The group with each distinct response once, and (rollouts,) which of them each rollout is.
+
+        Equal tokens under equal masks have equal log-probabilities and gradients: computing them once is cheaper, and
+        what cancels between them cancels exactly instead of to rounding.
+        """
+        found: dict[tuple[bytes, bytes], int] = {}
+        kept: list[Rollout] = []
+        owner = np.zeros(len(self.rollouts), np.int64)
+        for index, rollout in enumerate(self.rollouts):
+            identity = rollout.response_ids.tobytes(), rollout.mask.tobytes()
+            if identity not in found:
+                found[identity] = len(kept)
+                kept.append(rollout)
+            owner[index] = found[identity]
+        return Group(self.key, self.prompt_ids, kept), owner
+
     @property
     def status(self) -> Status:
         """``scored`` when the group carries a gradient; otherwise why it does not."""

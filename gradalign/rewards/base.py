@@ -28,9 +28,6 @@ REWARDS: dict[str, RewardFunction] = {"exact": exact, "number": number, "countdo
 """Reward name -> function."""
 
 
-_OWN_COLUMNS = ("prompts", "completions", "completion_ids")
-
-
 def find_reward(spec: str) -> RewardFunction:
     """A reward by name, or ``python:pkg.module:function``.
 
@@ -88,13 +85,12 @@ class Reward:
         chat = not isinstance(problem.prompt, str)
         columns = {**problem.metadata, "answer": problem.answer, "source": problem.source, "key": problem.key}
         talk = chat and self.function not in REWARDS.values()
-        returned = self._call(
-            problem.key,
-            prompts=[problem.prompt] * count,
-            completions=[[{"role": "assistant", "content": text}] if talk else text for text in completions],
-            completion_ids=[list(ids) for ids in completion_ids],
-            **{name: [value] * count for name, value in columns.items() if name not in _OWN_COLUMNS},
-        )
+        own = {
+            "prompts": [problem.prompt] * count,
+            "completions": [[{"role": "assistant", "content": text}] if talk else text for text in completions],
+            "completion_ids": [list(ids) for ids in completion_ids],
+        }
+        returned = self._call(problem.key, {name: [value] * count for name, value in columns.items()} | own)
         where = f"reward {self.name!r} on problem {problem.key!r}"
         if not isinstance(returned, Sequence) and not hasattr(returned, "tolist"):
             raise GradAlignError(
@@ -108,7 +104,7 @@ class Reward:
                 raise GradAlignError(f"{where}: returned {value!r}; return finite numbers")
         return [float(value) for value in values]
 
-    def _call(self, key: str, **columns: Any) -> Any:
+    def _call(self, key: str, columns: dict[str, Any]) -> Any:
         outcome: list[Any] = []
 
         def work() -> None:

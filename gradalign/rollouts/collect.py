@@ -23,19 +23,13 @@ from gradalign.rollouts.table import gather, read_rollouts, to_rows, write_rollo
 from gradalign.rows import Row
 
 
-def prompt_tokens(policy: Policy, problem: Problem, template: str = "{prompt}", chat: bool = False) -> list[int]:
-    """A problem's prompt as token ids.
-
-    Chat messages go through the tokenizer's chat template, with the generation prompt. A plain text is put into
-    ``template`` first, then encoded as it stands or, with ``chat``, as one user message.
+def prompt_tokens(policy: Policy, problem: Problem) -> list[int]:
+    """A problem's prompt as token ids: a text as it stands, chat messages through the tokenizer's chat template.
 
     Raises:
         GradAlignError: the tokenizer has no chat template, or the prompt comes out empty.
     """
     tokenizer, prompt = policy.tokenizer, problem.prompt
-    if isinstance(prompt, str):
-        text = template.replace("{prompt}", prompt)
-        prompt = [{"role": "user", "content": text}] if chat else text
     if isinstance(prompt, str):
         ids = tokenizer.encode(prompt)
     elif tokenizer.chat_template is None:
@@ -56,8 +50,6 @@ def collect(
     reward: Reward,
     sampling: Sampling,
     out: Path,
-    template: str = "{prompt}",
-    chat: bool = False,
     done: Callable[[int], None] = lambda rollouts: None,
 ) -> list[Group]:
     """Sample and reward every problem's responses into the table ``out``; go on where an interrupted call stopped.
@@ -71,8 +63,6 @@ def collect(
         reward: pays them.
         sampling: how many, how long, at which temperature.
         out: ``.parquet`` or ``.jsonl``.
-        template: see `prompt_tokens`.
-        chat: see `prompt_tokens`.
         done: called with the number of rollouts of each batch as it is in.
 
     Raises:
@@ -84,7 +74,7 @@ def collect(
         groups = read_rollouts(out)
         done(sum(len(group.rollouts) for group in groups))
         return groups
-    prompts = [np.array(prompt_tokens(policy, problem, template, chat), np.int64) for problem in problems]
+    prompts = [np.array(prompt_tokens(policy, problem), np.int64) for problem in problems]
     for problem, prompt in zip(problems, prompts, strict=True):
         length = len(prompt) + sampling.max_new_tokens
         if policy.max_length is not None and length > policy.max_length:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradalign.alignment.align import ENGINES
+from gradalign.alignment.align import ENGINES, provides
 from gradalign.errors import GradAlignError, nearest
 from gradalign.selection import accgreedy, corr, dot, gradalign, random, tscore
 from gradalign.selection.strategy import Size, Strategy, choose
@@ -15,17 +15,18 @@ STRATEGIES: dict[str, Strategy] = {
 __all__ = ["STRATEGIES", "Size", "Strategy", "choose", "find_strategy"]
 
 
-def find_strategy(name: str | None, engine: str, provided: frozenset[str]) -> Strategy:
+def find_strategy(name: str | None, engine: str, contributions: bool = False) -> Strategy:
     """A strategy by name, checked against what the engine gives.
 
     Args:
         name: of the strategy; None means ``gradalign`` where there is a cosine, else ``dot``.
-        engine: of the run, for the message.
-        provided: names of the numbers that the run gives.
+        engine: of the run.
+        contributions: whether the further forward-only pass is made.
 
     Raises:
         GradAlignError: unknown name, or it needs a number that the run does not give.
     """
+    provided = provides(engine, contributions)
     if name is None:
         name = "gradalign" if "cosine" in provided else "dot"
     if name not in STRATEGIES:

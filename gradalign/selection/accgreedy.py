@@ -11,4 +11,4 @@ def _score(alignment: Alignment, seed: int) -> float | None:
     return None if alignment.pass_rate is None else -abs(alignment.pass_rate - 0.5)
 
 
-STRATEGY = Strategy("accgreedy", "pass_rate", _score)
+STRATEGY = Strategy("accgreedy", "pass rate near 1/2", "pass_rate", _score)

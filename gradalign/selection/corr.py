@@ -6,4 +6,4 @@ Needs forward-only contributions.
 
 from gradalign.selection.strategy import Strategy
 
-STRATEGY = Strategy("corr", "corr", lambda alignment, seed: alignment.numbers.corr)
+STRATEGY = Strategy("corr", "reward that goes with moving along it", "corr", lambda a, seed: a.numbers.corr)

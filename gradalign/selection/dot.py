@@ -2,4 +2,4 @@
 
 from gradalign.selection.strategy import Strategy
 
-STRATEGY = Strategy("dot", "dot", lambda alignment, seed: alignment.numbers.dot)
+STRATEGY = Strategy("dot", "large gain along it (inner product)", "dot", lambda a, seed: a.numbers.dot)

@@ -5,4 +5,4 @@ arXiv 2602.21492. Needs an engine that gives cosine (``exact``, ``reference``).
 
 from gradalign.selection.strategy import Strategy
 
-STRATEGY = Strategy("gradalign", "cosine", lambda alignment, seed: alignment.numbers.cosine)
+STRATEGY = Strategy("gradalign", "gradient along the validation's (cosine)", "cosine", lambda a, seed: a.numbers.cosine)

@@ -6,4 +6,4 @@
 from gradalign.problems.schema import uniform_hash
 from gradalign.selection.strategy import Strategy
 
-STRATEGY = Strategy("random", "nothing", lambda alignment, seed: uniform_hash("random", seed, alignment.key))
+STRATEGY = Strategy("random", "nothing", "nothing", lambda alignment, seed: uniform_hash("random", seed, alignment.key))

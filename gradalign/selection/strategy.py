@@ -18,12 +18,14 @@ class Strategy:
 
     Attributes:
         name: what configurations call it.
+        prefers: in a few words, for tables.
         needs: what it reads: ``nothing`` (no rollouts), ``pass_rate`` (rollouts alone), else a number of an engine.
         score: usefulness of an alignment, higher is better; None where it cannot be told. Its second argument is the
             seed.
     """
 
     name: str
+    prefers: str
     needs: Needs
     score: Callable[[Alignment, int], float | None]
 

@@ -5,4 +5,4 @@ Prefers problems whose alignment is sure to those where it is large by luck. Nee
 
 from gradalign.selection.strategy import Strategy
 
-STRATEGY = Strategy("tscore", "t", lambda alignment, seed: alignment.numbers.t)
+STRATEGY = Strategy("tscore", "sure gain along it (dot / standard error)", "t", lambda a, seed: a.numbers.t)

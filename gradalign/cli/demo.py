@@ -1,0 +1,93 @@
+"""``gradalign demo``: the main job, end to end, on the embedded default."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from gradalign.cli.options import Count, Share
+from gradalign.config import Options, parse, resolved
+from gradalign.curriculum.folder import open_run, round_folder
+from gradalign.curriculum.round import RoundPlan, run_round, write_choice
+from gradalign.policy.load import load_policy
+from gradalign.policy.objective import Objective
+from gradalign.problems.embedded import make_pool
+from gradalign.problems.schema import prompt_text
+from gradalign.report.console import Cell, alignment_tables, direction_line, progress_bars, show, step_line, table
+from gradalign.rewards.base import Reward
+from gradalign.rewards.coin import Coin
+from gradalign.rewards.countdown import countdown
+from gradalign.rollouts.sample import Sampling
+from gradalign.selection import STRATEGIES, Size, choose
+
+
+class DemoOptions(Options):
+    """Choose from a pool of small sums, half of them paid by a coin, with a tiny policy that comes in the package."""
+
+    out: Path = Path("runs/demo")
+    """Run folder to write; the same command goes on in it where it was interrupted."""
+    problems: Count = 256
+    """Candidates."""
+    validation: Count = 128
+    """Trusted validation problems."""
+    rollouts: Count = 32
+    """Responses for each candidate."""
+    validation_rollouts: Count = 32
+    """Responses for each validation problem."""
+    fraction: Share = 0.125
+    """Share of the candidates to choose."""
+    corrupt: Share = 0.5
+    """Chance of each candidate to be paid by a fair coin."""
+    seed: int = 0
+    """Seed of problems, coins, and sampling."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run the command."""
+    options = parse(DemoOptions, "demo", arguments)
+    start = time.perf_counter()
+    policy = load_policy("embedded", device="cpu")
+    open_run(options.out, resolved("demo", options, policy=policy.fingerprint))
+    problems = make_pool("mixed", options.problems + options.validation, options.seed)
+    pool, validation = problems[: options.problems], problems[options.problems :]
+    coin = Coin(options.corrupt, options.seed)
+    trusted = Reward("countdown", countdown)
+    show(
+        f"{len(pool)} candidate problems, {sum(coin.corrupts(p.key) for p in pool)} of them paid by a fair coin "
+        f"whatever the response; {len(validation)} trusted validation problems; a policy of "
+        f"{sum(p.numel() for p in policy.parameters):,} parameters.\n"
+    )
+    plan = RoundPlan(
+        strategy=STRATEGIES["gradalign"], size=Size(fraction=options.fraction), objective=Objective(), engine="exact",
+        contributions=True, unit=False, batch_tokens=4096, seed=options.seed,
+        sampling=Sampling(options.rollouts, max_new_tokens=16, seed=options.seed),
+        validation_sampling=Sampling(options.validation_rollouts, max_new_tokens=16, seed=options.seed),
+    )  # fmt: skip
+    folder = round_folder(options.out, 0)
+    with progress_bars() as progress:
+        result = run_round(policy, pool, validation, (Reward("countdown", countdown, coin=coin), trusted), plan, folder,
+                           progress)  # fmt: skip
+    assert result.scored is not None
+    assert result.scored.step is not None
+    written = write_choice(folder, pool, result.alignments, ["trl"])
+    show(direction_line(result.scored.direction, result.seconds["direction"]))
+    show(step_line(result.scored.step))
+    times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items())
+    show(f"{result.rollouts:,} rollouts; {times}\n")
+    for made in alignment_tables(result.alignments, {p.key: prompt_text(p.prompt) for p in pool}):
+        show(made)
+
+    rows: list[list[Cell]] = []
+    for name, strategy in STRATEGIES.items():
+        choose(result.alignments, strategy, plan.size, options.seed)
+        chosen = [a for a in result.alignments if a.selected]
+        corrupted = sum(coin.corrupts(a.key) for a in chosen)
+        rate = sum(a.pass_rate or 0.0 for a in chosen) / len(chosen)
+        rows.append([name, strategy.prefers, len(chosen), corrupted / len(chosen), rate])
+    title = "share of corrupted problems among the chosen (lower is better)"
+    show(table(title, ["strategy", "prefers", "chosen", "corrupted", "mean reward"], rows, left=2))
+    show(
+        f"\nwrote {written[0]} (what `gradalign` chose) and, beside it, rollouts, alignments.parquet and metrics.json; "
+        f"{time.perf_counter() - start:.0f} s in all",
+    )

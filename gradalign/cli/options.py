@@ -1,0 +1,180 @@
+"""Options that several commands share, in groups that a command's own options inherit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from gradalign.alignment.align import EngineName
+from gradalign.config import Options
+from gradalign.errors import GradAlignError
+from gradalign.policy.load import Policy, load_policy
+from gradalign.policy.objective import Advantage, Aggregation, Objective
+from gradalign.problems.prompts import as_asked
+from gradalign.problems.read import FieldMap, read_problems
+from gradalign.problems.schema import Problem
+from gradalign.rewards.base import Reward, find_reward
+from gradalign.rewards.coin import Coin
+from gradalign.rollouts.sample import Sampling
+from gradalign.selection import Size
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class PolicyOptions(Options):
+    """Which policy, and how it is loaded."""
+
+    model: str
+    """The policy: hub id, folder, .gguf file, or `embedded`."""
+    adapter: str | None = None
+    """LoRA adapter, folder or hub id; then only its parameters are covered."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    """Type of the weights; auto is float32 on a CPU, else the checkpoint's own."""
+    device: str = "auto"
+    """Where to compute; auto is cuda where there is one, else cpu."""
+
+    def policy(self, parameters: Sequence[str] = ()) -> Policy:
+        """Load the policy."""
+        return load_policy(self.model, self.adapter, self.dtype, self.device, parameters)
+
+
+class ScoringOptions(Options):
+    """How alignments are computed."""
+
+    engine: EngineName = "exact"
+    """exact: one backward pass a group; directional: forward passes alone; reference: slow and plain."""
+    contributions: bool = False
+    """With exact, a further forward-only pass that gives se, t and corr."""
+    advantage: Advantage = "mean"
+    """Advantages within a group: r - mean; that over the standard deviation; or leave-one-out."""
+    aggregation: Aggregation = "token_mean"
+    """Weight of tokens: over the group's tokens, within each response, or their sum."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Log-probabilities are of softmax(logits / temperature); that of sampling."""
+    batch_tokens: Count = 4096
+    """Tokens in one forward or backward pass, at most; changes speed and memory, not scores."""
+    unit: bool = False
+    """Divide each validation problem's gradient by its norm before averaging."""
+    parameters: tuple[str, ...] = ()
+    """Patterns such as *layers.1[0-9].*; score over matching parameters only (default: all trainable ones)."""
+
+    @property
+    def objective(self) -> Objective:
+        """The objective that is differentiated."""
+        return Objective(self.advantage, self.aggregation, self.temperature)
+
+
+class SelectionOptions(Options):
+    """Which strategy, and how many to choose."""
+
+    strategy: str | None = None
+    """Ranking: gradalign, dot, tscore, corr, accgreedy, random (default: gradalign where the engine gives a
+    cosine, else dot)."""
+    top: Count | None = None
+    """Choose this many."""
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Choose this share of the candidates."""
+    threshold: float | None = None
+    """Choose all with at least this score."""
+    seed: int = 0
+    """Seed of ties, of the validation halves, and of sampling."""
+
+    @model_validator(mode="after")
+    def _one_size(self) -> SelectionOptions:
+        given = [name for name in ("top", "fraction", "threshold") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"--{given[0]} and --{given[1]} exclude each other; give one of them")
+        return self
+
+    @property
+    def size(self) -> Size:
+        """How many to choose."""
+        return Size(self.top, self.fraction, self.threshold)
+
+
+class ProblemOptions(Options):
+    """How problems are read and asked."""
+
+    prompt_field: str | None = None
+    """Field of the prompt (default: prompt, question, problem or input)."""
+    answer_field: str | None = None
+    """Field of the gold answer (default: answer, ground_truth, target or solution)."""
+    key_field: str | None = None
+    """Field of the key (default: key, else a hash of the prompt)."""
+    source_field: str | None = None
+    """Field of the source (default: source, else the file's name)."""
+    template: str = "{prompt}"
+    """Text around each plain-text prompt, with {prompt} in its place; @FILE reads it from a file."""
+    chat: bool = False
+    """Ask plain-text prompts as a user message, through the tokenizer's chat template."""
+
+    @field_validator("template")
+    @classmethod
+    def _has_place(cls, value: str) -> str:
+        if value.startswith("@"):
+            try:
+                value = Path(value[1:]).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"cannot be read ({error})") from error
+        if "{prompt}" not in value:
+            raise ValueError("has no {prompt} in it; write where the problem goes")
+        return value
+
+    def read(self, spec: str) -> list[Problem]:
+        """Read a pool."""
+        fields = FieldMap(self.prompt_field, self.answer_field, self.key_field, self.source_field)
+        return [as_asked(problem, self.template, self.chat) for problem in read_problems(spec, fields)]
+
+
+class RewardOptions(Options):
+    """Who pays."""
+
+    reward: str
+    """exact, number, countdown, or python:pkg.module:function with TRL's signature."""
+    reward_timeout: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds that the reward of one problem's responses may take."""
+    corrupt: Share = 0.0
+    """Chance of each problem to be paid by a fair coin instead, for experiments (never the validation set)."""
+    corrupt_seed: int = 0
+    """Seed of those coins."""
+
+    def rewards(self) -> tuple[Reward, Reward]:
+        """(reward of candidates, reward of the validation set)."""
+        function = find_reward(self.reward)
+        trusted = Reward(self.reward, function, self.reward_timeout)
+        if self.corrupt == 0:
+            return trusted, trusted
+        return Reward(self.reward, function, self.reward_timeout, Coin(self.corrupt, self.corrupt_seed)), trusted
+
+
+class SamplingOptions(Options):
+    """How responses are sampled."""
+
+    rollouts: Count = 16
+    """Responses for each problem."""
+    max_new_tokens: Count = 128
+    """Longest response, in tokens."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a response."""
+    batch_rollouts: Count = 512
+    """Responses decoded side by side, at most; part of the run's identity, since rounding depends on it."""
+
+    def sampling(self, rollouts: int, temperature: float, seed: int) -> Sampling:
+        """Sampling of ``rollouts`` responses a problem."""
+        stop = tuple(text.replace("\\n", "\n") for text in self.stop)
+        return Sampling(rollouts, self.max_new_tokens, temperature, stop, seed, self.batch_rollouts)
+
+
+def distinct(name: str, out: Path, *inputs: Any) -> None:
+    """Refuse an output that is one of the inputs.
+
+    Raises:
+        GradAlignError: it is.
+    """
+    for path in inputs:
+        if Path(path).resolve() == out.resolve():
+            raise GradAlignError(f"option --{name}: {out} is also an input; name another file")

@@ -1,0 +1,72 @@
+"""``gradalign rollout``: problems in, rollout table out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from gradalign.cli.options import PolicyOptions, ProblemOptions, RewardOptions, SamplingOptions, distinct
+from gradalign.config import parse, resolved
+from gradalign.curriculum.folder import same_run
+from gradalign.errors import GradAlignError
+from gradalign.files import check_writable, write_json
+from gradalign.policy.group import Group
+from gradalign.report.console import Cell, progress_bars, show, table
+from gradalign.rollouts.collect import collect
+from gradalign.rollouts.table import writer_of
+
+
+class RolloutOptions(RewardOptions, SamplingOptions, ProblemOptions, PolicyOptions):
+    """Sample responses to problems and reward them; an interrupted run goes on where it stopped."""
+
+    problems: str
+    """The problems: a .jsonl or .parquet file, or embedded:NAME?size=256&seed=0."""
+    out: Path
+    """Rollout table to write, .parquet or .jsonl."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Sampling temperature."""
+    seed: int = 0
+    """Seed of sampling."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run the command."""
+    options = parse(RolloutOptions, "rollout", arguments)
+    writer_of(options.out)
+    distinct("out", options.out, options.problems)
+    reward, _ = options.rewards()
+    problems = options.read(options.problems)
+    policy = options.policy()
+    config = options.out.with_suffix(".config.json")
+    facts = resolved("rollout", options, policy=policy.fingerprint)
+    if options.out.exists() and not same_run(config, facts):
+        raise GradAlignError(f"{options.out}: exists and is of another run; name another file, or delete it")
+    check_writable(options.out)
+    start = time.perf_counter()
+    with progress_bars() as progress:
+        tick = progress("rollouts", len(problems) * options.rollouts)
+        sampling = options.sampling(options.rollouts, options.temperature, options.seed)
+        groups = collect(policy, problems, reward, sampling, options.out, tick)
+    write_json(config, facts)
+    show(table("rollouts", ["", "value"], _summary(groups, time.perf_counter() - start)))
+    show(f"wrote {options.out} and {config}")
+
+
+def _summary(groups: Sequence[Group], seconds: float) -> list[list[Cell]]:
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    tokens = sum(len(rollout.response_ids) for rollout in rollouts)
+    silent = sum(group.status == "zero_variance" for group in groups)
+    return [
+        ["problems", len(groups)],
+        ["rollouts", len(rollouts)],
+        ["response tokens", tokens],
+        ["mean reward", sum(rollout.reward for rollout in rollouts) / len(rollouts)],
+        ["problems whose rewards do not vary", silent],
+        ["cut at --max-new-tokens", sum(rollout.finish_reason == "length" for rollout in rollouts)],
+        ["seconds", seconds],
+        ["tokens a second", tokens / seconds],
+    ]

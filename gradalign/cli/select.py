@@ -1,0 +1,100 @@
+"""``gradalign select``: a pool and a validation set in, the problems to train on now out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from gradalign.cli.options import (
+    Count,
+    PolicyOptions,
+    ProblemOptions,
+    RewardOptions,
+    SamplingOptions,
+    ScoringOptions,
+    SelectionOptions,
+)
+from gradalign.config import parse, resolved
+from gradalign.curriculum.folder import open_run, round_folder
+from gradalign.curriculum.round import RoundPlan, run_round, take_chunk, write_choice
+from gradalign.errors import GradAlignError
+from gradalign.problems.read import overlap
+from gradalign.problems.schema import Problem, prompt_text
+from gradalign.report.console import alignment_tables, direction_line, progress_bars, show, step_line
+from gradalign.selection import find_strategy
+
+
+class SelectOptions(RewardOptions, SelectionOptions, SamplingOptions, ScoringOptions, ProblemOptions, PolicyOptions):
+    """Choose the problems of a pool that this policy should train on now."""
+
+    pool: str
+    """The candidates: a .jsonl or .parquet file, or embedded:NAME?size=256&seed=0."""
+    validation: str
+    """The small trusted set, in the same forms; never trained on."""
+    out: Path
+    """Run folder to write; the same command goes on in it where it was interrupted."""
+    validation_rollouts: Count | None = None
+    """Responses for each validation problem (default: as many as --rollouts)."""
+    chunk: Count | None = None
+    """Look at this many problems of the pool only, taken by seed (default: all)."""
+    allow_overlap: bool = False
+    """Leave validation problems out of the pool instead of refusing it."""
+    write: tuple[Literal["trl", "verl"], ...] = ("trl",)
+    """Forms of the chosen set: trl (chosen.jsonl), verl (chosen.verl.parquet)."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run the command."""
+    options = parse(SelectOptions, "select", arguments)
+    strategy = find_strategy(options.strategy, options.engine, options.contributions)
+    if not options.size.given:
+        raise GradAlignError("nothing says how many to choose; give --top, --fraction or --threshold")
+    rewards = options.rewards()
+    pool, validation = _problems(options)
+    policy = options.policy(options.parameters)
+    open_run(options.out, resolved("select", options, policy=policy.fingerprint))
+    chunk = take_chunk(pool, options.chunk, options.seed)
+    plan = RoundPlan(
+        strategy=strategy, size=options.size, objective=options.objective, engine=options.engine,
+        contributions=options.contributions, unit=options.unit, batch_tokens=options.batch_tokens,
+        sampling=options.sampling(options.rollouts, options.temperature, options.seed),
+        validation_sampling=options.sampling(
+            options.validation_rollouts or options.rollouts, options.temperature, options.seed
+        ),
+        seed=options.seed,
+    )  # fmt: skip
+    folder = round_folder(options.out, 0)
+    with progress_bars() as progress:
+        result = run_round(policy, chunk, validation, rewards, plan, folder, progress)
+    written = write_choice(folder, chunk, result.alignments, options.write)
+
+    if result.scored is not None:
+        show(direction_line(result.scored.direction, result.seconds["direction"]))
+        if result.scored.step is not None:
+            show(step_line(result.scored.step))
+    times = ", ".join(f"{name} {value:.1f} s" for name, value in result.seconds.items())
+    show(f"strategy {strategy.name}: {result.rollouts:,} rollouts; {times or 'nothing to sample'}")
+    for made in alignment_tables(result.alignments, {p.key: prompt_text(p.prompt) for p in chunk}):
+        show(made)
+    if not any(a.selected for a in result.alignments):
+        raise GradAlignError(
+            f"{folder}: no problem could be chosen: none was scored, or none reaches the threshold; take an easier "
+            "pool, or more rollouts"
+        )
+    show(f"wrote {', '.join(map(str, written))}; tables beside it")
+
+
+def _problems(options: SelectOptions) -> tuple[list[Problem], list[Problem]]:
+    """(pool, validation set), disjoint."""
+    pool, validation = options.read(options.pool), options.read(options.validation)
+    shared = set(overlap(pool, validation))
+    if shared and not options.allow_overlap:
+        raise GradAlignError(
+            f"{options.pool}: {len(shared)} problems are also in the validation set {options.validation} (first: key "
+            f"{min(shared)!r}); take them out, or leave them out of the pool by --allow-overlap"
+        )
+    pool = [problem for problem in pool if problem.key not in shared]
+    if not pool:
+        raise GradAlignError(f"{options.pool}: every problem is in the validation set; nothing is left to choose from")
+    return pool, validation

@@ -1,0 +1,176 @@
+"""One configuration system for all commands: a YAML file, overridden by options on the command line.
+
+A command's options are a pydantic model: field names are the YAML keys and, with dashes, the options; a field's
+docstring is its help. Unknown names are refused with the nearest known one. The resolved options are saved with every
+run (`resolved`), and such a file can be given back as ``--config``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import platform
+import subprocess
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+
+from gradalign import __version__
+from gradalign.errors import GradAlignError, nearest
+
+SHORT = {"rollouts": "-n"}
+"""Options with a short form."""
+
+
+class Options(BaseModel):
+    """Base of every command's options."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+O = TypeVar("O", bound=Options)  # noqa: E741
+
+
+def parse(kind: type[O], command: str, arguments: Sequence[str]) -> O:
+    """Options of a command from its arguments: defaults, then ``--config FILE``, then the command line.
+
+    Raises:
+        GradAlignError: an unknown option or key, a missing or ill-typed value, an unreadable file.
+        SystemExit: after ``--help``.
+    """
+    parser = _Parser(
+        prog=f"gradalign {command}", description=kind.__doc__, allow_abbrev=False, argument_default=argparse.SUPPRESS
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML (or a saved config.json) with any of the options below")
+    for name, field in kind.model_fields.items():
+        _add(parser, name, field)
+    given, unknown = parser.parse_known_args([_dashed(argument) for argument in arguments])
+    if unknown:
+        known = [f"--{name.replace('_', '-')}" for name in kind.model_fields]
+        option = unknown[0].split("=")[0]
+        if option.startswith("-"):
+            raise GradAlignError(f"unknown option {option}{_suggestion(option, known)}; see gradalign {command} --help")
+        raise GradAlignError(f"{option!r} is not an option; options start with --; see gradalign {command} --help")
+    chosen = vars(given)
+    file = chosen.pop("config", None)
+    values = {} if file is None else _from_file(Path(file), kind)
+    try:
+        return kind.model_validate({**values, **chosen})
+    except ValidationError as error:
+        raise _explained(error, kind, values, chosen, file) from error
+
+
+def resolved(command: str, options: Options, **facts: Any) -> dict[str, Any]:
+    """What is saved with a run: command, options, versions, commit, and further facts."""
+    versions = {"gradalign": __version__, "python": platform.python_version()}
+    for package in ("torch", "transformers", "pyarrow", "numpy"):
+        versions[package] = importlib.metadata.version(package)
+    return {
+        "command": command,
+        "options": options.model_dump(mode="json"),
+        "versions": versions,
+        "commit": _commit(),
+        **facts,
+    }
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise GradAlignError(f"{message}; see {self.prog} --help")
+
+
+def _add(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
+    flags = [f"--{name.replace('_', '-')}", *([SHORT[name]] if name in SHORT else [])]
+    text = " ".join((field.description or "").split()).replace("%", "%%")
+    default = field.get_default(call_default_factory=True)
+    if field.is_required():
+        text += " (required)"
+    elif default not in (None, (), ""):
+        text += f" (default: {' '.join(map(str, default)) if isinstance(default, tuple) else default})"
+    if field.annotation is bool:
+        parser.add_argument(*flags, dest=name, action=argparse.BooleanOptionalAction, help=text)
+        return
+    literal = _choices(field.annotation)
+    metavar = "{" + ",".join(literal) + "}" if literal else name.rsplit("_", 1)[-1].upper()
+    many: dict[str, Any] = {"nargs": "+"} if typing.get_origin(field.annotation) is tuple else {}
+    parser.add_argument(*flags, dest=name, metavar=metavar, help=text, **many)
+
+
+def _choices(annotation: Any) -> list[str]:
+    if typing.get_origin(annotation) is typing.Literal:
+        return [str(value) for value in typing.get_args(annotation)]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [choice for part in typing.get_args(annotation) for choice in _choices(part)]
+    return []
+
+
+def _dashed(argument: str) -> str:
+    """``--batch_tokens=1`` as ``--batch-tokens=1``: both spellings are taken."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _from_file(path: Path, kind: type[Options]) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GradAlignError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise GradAlignError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    if isinstance(content, dict) and "command" in content and "options" in content:  # a saved run's config.json
+        content = content["options"]
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise GradAlignError(f"{path}: not a mapping; write one `option: value` a line")
+    values = {str(name).replace("-", "_"): value for name, value in content.items()}
+    for name in values:
+        if name not in kind.model_fields:
+            raise GradAlignError(f"{path}: unknown field {name!r}{_suggestion(name, list(kind.model_fields))}")
+    return values
+
+
+def _suggestion(name: str, known: list[str]) -> str:
+    return nearest(name, known).split(" (known")[0]
+
+
+def _explained(
+    error: ValidationError, kind: type[Options], values: dict[str, Any], chosen: dict[str, Any], file: str | None
+) -> GradAlignError:
+    first = error.errors()[0]
+    if not first["loc"]:  # a rule over several fields
+        return GradAlignError(first["msg"].removeprefix("Value error, "))
+    name = str(first["loc"][0])
+    option = f"--{name.replace('_', '-')}"
+    if first["type"] == "missing":
+        return GradAlignError(f"option {option} is missing: {kind.model_fields[name].description or ''}".rstrip(": "))
+    where = f"{file}: field {name!r}" if name in values and name not in chosen else f"option {option}"
+    value = first["input"]
+    if first["type"] == "literal_error":
+        known = _choices(kind.model_fields[name].annotation)
+        return GradAlignError(f"{where}: unknown {name} {value!r}{nearest(str(value), known)}")
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return GradAlignError(f"{where}: {value!r}: {message}")
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that runs, None where the package was installed from elsewhere."""
+    folder = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+        tracked = subprocess.run(
+            ["git", "-C", str(folder), "ls-files", "--error-unmatch", "config.py"], capture_output=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() if tracked.returncode == 0 else None

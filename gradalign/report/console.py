@@ -1,0 +1,121 @@
+"""Progress and summary tables on a terminal; progress is silent where there is none."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from gradalign.alignment.direction import Direction
+from gradalign.alignment.directional import Step
+from gradalign.alignment.record import Alignment
+
+Cell = str | float | int | None
+
+
+def show(item: str | Table) -> None:
+    """Print a line or a table on standard output; tables are 100 columns wide where it is not a terminal."""
+    out = Console(highlight=False, markup=False)
+    if not out.is_terminal:
+        out = Console(highlight=False, markup=False, width=100)
+    out.print(item, soft_wrap=isinstance(item, str))
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.1f}/s", style="cyan")
+
+
+@contextlib.contextmanager
+def progress_bars() -> Iterator[Callable[[str, int], Callable[..., None]]]:
+    """Bars with rate and time left on standard error: call with a stage's name and size, then the result per item."""
+    errors = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=errors, disable=not errors.is_terminal) as bars:
+
+        def start(name: str, total: int) -> Callable[..., None]:
+            task = bars.add_task(name, total=total)
+
+            def advance(items: int = 1) -> None:
+                bars.advance(task, items)
+
+            return advance
+
+        yield start
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], left: int = 1) -> Table:
+    """A table; the first ``left`` columns are texts, the others numbers with three significant digits."""
+    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for number, name in enumerate(columns):
+        made.add_column(name, justify="left" if number < left else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*[Text(_cell(cell)) for cell in row])
+    return made
+
+
+def direction_line(direction: Direction, seconds: float) -> str:
+    """One line on the validation direction."""
+    reliability = "not to be told" if direction.reliability is None else f"{direction.reliability:.3f}"
+    if direction.reliability_se is not None:
+        reliability += f" ± {direction.reliability_se:.3f}"
+    return (
+        f"validation direction: {direction.n_problems} problems ({direction.n_zero_variance} more carry no gradient), "
+        f"norm {direction.norm:.4g}, agreement of its halves {reliability}, {seconds:.1f} s"
+    )
+
+
+def step_line(step: Step) -> str:
+    """One line on the finite-difference step."""
+    return f"forward-only scores: step {step.length:g}, error against exact dots {step.error:.2%}"
+
+
+def alignment_tables(alignments: Sequence[Alignment], texts: dict[str, str], count: int = 5) -> list[Table]:
+    """Counts by status, and the first and last of the scored problems; ``texts`` maps keys to what to show."""
+    statuses = [a.status for a in alignments]
+    rates = [a.pass_rate for a in alignments if a.pass_rate is not None]
+    rows: list[list[Cell]] = [
+        [s, statuses.count(s)] for s in ("scored", "zero_variance", "no_tokens", "failed") if s in statuses
+    ]
+    rows += [["all", len(statuses)], ["mean pass rate", sum(rates) / len(rates) if rates else None]]
+    if alignments[0].selected is not None:
+        rows.append(["selected", sum(bool(a.selected) for a in alignments)])
+    counts = table("problems", ["status", "problems"], rows)
+    scored = sorted((a for a in alignments if a.status == "scored"), key=lambda a: a.rank or 0)
+    ends = scored if len(scored) <= 2 * count else [*scored[:count], None, *scored[-count:]]
+    columns = ["problem", "source", "rank", "score", "pass rate", "dot", "norm", "cosine", "t", "corr"]
+    rows = []
+    for a in ends:
+        if a is None:
+            rows.append(["...", *[""] * (len(columns) - 1)])
+            continue
+        n = a.numbers
+        text = " ".join(texts.get(a.key, a.key).split())
+        shown = text if len(text) <= 48 else text[:45] + "..."
+        rows.append([shown, a.source, a.rank, a.score, a.pass_rate, n.dot, n.norm, n.cosine, n.t, n.corr])
+    kept = [i for i, name in enumerate(columns) if i < 2 or any(row[i] not in (None, "") for row in rows)]
+    best = table("first and last", [columns[i] for i in kept], [[row[i] for i in kept] for row in rows], left=2)
+    return [counts, best]
+
+
+def _cell(cell: Cell) -> str:
+    if cell is None:
+        return "-"
+    return cell if isinstance(cell, str) else f"{cell:,}" if isinstance(cell, int) else f"{cell:.3g}"
