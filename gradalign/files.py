@@ -38,8 +38,9 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
         raise GradAlignError(
-            f"{path}: cannot be written ({error.strerror or error}); free space or choose another place, then run the "
+            f"{path}: cannot be written ({reason}); free space or choose another place, then run the "
             "same command again: what was finished is kept"
         ) from error
 

@@ -127,10 +127,15 @@ def _dot(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
     return sum(float(dot(x, y)) for x, y in zip(a, b, strict=True))
 
 
-CHUNK = 2**20
+SPAN, CHUNK = 2**12, 2**22
 
 
 def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """() inner product of two tensors of one shape, added up in float64 over chunks of a million elements."""
-    flat_a, flat_b = a.reshape(-1).split(CHUNK), b.reshape(-1).split(CHUNK)
-    return torch.stack([torch.dot(x, y) for x, y in zip(flat_a, flat_b, strict=True)]).double().sum()
+    """() inner product of two tensors of one shape: spans of 4,096 products are added in the tensors' own type, the
+    spans' sums in float64; at most four million products are held at a time."""
+    parts = []
+    for x, y in zip(a.reshape(-1).split(CHUNK), b.reshape(-1).split(CHUNK), strict=True):
+        whole = x.numel() // SPAN * SPAN
+        spans = torch.linalg.vecdot(x[:whole].view(-1, SPAN), y[:whole].view(-1, SPAN))
+        parts.append(spans.double().sum() + torch.dot(x[whole:], y[whole:]))
+    return torch.stack(parts).sum()

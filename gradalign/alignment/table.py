@@ -8,8 +8,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gradalign.alignment.record import Alignment
+from gradalign.alignment.record import Alignment, Numbers
+from gradalign.errors import GradAlignError
 from gradalign.files import replacing
+from gradalign.rows import read_rows
+
+NUMBERS = ("dot", "norm", "cosine", "se", "t", "corr")
 
 SCHEMA = pa.schema(
     [
@@ -19,7 +23,7 @@ SCHEMA = pa.schema(
         pa.field("pass_rate", pa.float64()),
         pa.field("n_rollouts", pa.int64()),
         pa.field("n_tokens", pa.int64()),
-        *(pa.field(name, pa.float64()) for name in ("dot", "norm", "cosine", "se", "t", "corr", "score")),
+        *(pa.field(name, pa.float64()) for name in (*NUMBERS, "score")),
         pa.field("rank", pa.int64()),
         pa.field("selected", pa.bool_()),
     ]
@@ -29,13 +33,7 @@ SCHEMA = pa.schema(
 
 def to_table(alignments: Sequence[Alignment]) -> pa.Table:
     """The table, rows in the order of ``alignments``."""
-    rows = [
-        {
-            name: getattr(a.numbers if name in ("dot", "norm", "cosine", "se", "t", "corr") else a, name)
-            for name in SCHEMA.names
-        }
-        for a in alignments
-    ]
+    rows = [{name: getattr(a.numbers if name in NUMBERS else a, name) for name in SCHEMA.names} for a in alignments]
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
@@ -47,3 +45,19 @@ def write_alignments(path: Path, alignments: Sequence[Alignment]) -> None:
     """
     with replacing(path) as part:
         pq.write_table(to_table(alignments), part)
+
+
+def read_alignments(path: Path) -> list[Alignment]:
+    """Read a table that `write_alignments` wrote.
+
+    Raises:
+        GradAlignError: it is missing, unreadable, or lacks a column.
+    """
+    alignments = []
+    for number, row in read_rows(path):
+        missing = [name for name in SCHEMA.names if name not in row]
+        if missing:
+            raise GradAlignError(f"{path}:{number}: no column {missing[0]!r}; name an alignment table")
+        numbers = Numbers(**{name: row.pop(name) for name in NUMBERS})
+        alignments.append(Alignment(numbers=numbers, **{name: row[name] for name in SCHEMA.names if name in row}))
+    return alignments

@@ -13,7 +13,7 @@ from gradalign.curriculum.round import RoundPlan, run_round, write_choice
 from gradalign.policy.load import load_policy
 from gradalign.policy.objective import Objective
 from gradalign.problems.embedded import make_pool
-from gradalign.problems.schema import prompt_text
+from gradalign.problems.schema import fingerprint, prompt_text
 from gradalign.report.console import Cell, alignment_tables, direction_line, progress_bars, show, step_line, table
 from gradalign.rewards.base import Reward
 from gradalign.rewards.coin import Coin
@@ -48,8 +48,8 @@ def run(arguments: Sequence[str]) -> None:
     options = parse(DemoOptions, "demo", arguments)
     start = time.perf_counter()
     policy = load_policy("embedded", device="cpu")
-    open_run(options.out, resolved("demo", options, policy=policy.fingerprint))
     problems = make_pool("mixed", options.problems + options.validation, options.seed)
+    open_run(options.out, resolved("demo", options, policy=policy.fingerprint, problems=fingerprint(problems)))
     pool, validation = problems[: options.problems], problems[options.problems :]
     coin = Coin(options.corrupt, options.seed)
     trusted = Reward("countdown", countdown)

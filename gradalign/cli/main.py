@@ -35,11 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prefix = "gradalign" if command not in COMMANDS else f"gradalign {command}"
 
     def show(message: Warning | str, category: type[Warning], *place: object) -> None:
-        print(f"{prefix}: warning: {message}" if category is GradAlignWarning else message, file=sys.stderr)
+        print(f"{prefix}: warning: {message}", file=sys.stderr)
 
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # libraries talk to developers; ours are for the user
         warnings.simplefilter("always", GradAlignWarning)
-        warnings.filterwarnings("ignore", category=UserWarning, module="torch|transformers")
         warnings.showwarning = show  # type: ignore[assignment]
         try:
             if command not in COMMANDS:

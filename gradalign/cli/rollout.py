@@ -15,6 +15,7 @@ from gradalign.curriculum.folder import same_run
 from gradalign.errors import GradAlignError
 from gradalign.files import check_writable, write_json
 from gradalign.policy.group import Group
+from gradalign.problems.schema import fingerprint
 from gradalign.report.console import Cell, progress_bars, show, table
 from gradalign.rollouts.collect import collect
 from gradalign.rollouts.table import writer_of
@@ -42,7 +43,7 @@ def run(arguments: Sequence[str]) -> None:
     problems = options.read(options.problems)
     policy = options.policy()
     config = options.out.with_suffix(".config.json")
-    facts = resolved("rollout", options, policy=policy.fingerprint)
+    facts = resolved("rollout", options, policy=policy.fingerprint, problems=fingerprint(problems))
     if options.out.exists() and not same_run(config, facts):
         raise GradAlignError(f"{options.out}: exists and is of another run; name another file, or delete it")
     check_writable(options.out)

@@ -20,7 +20,7 @@ from gradalign.curriculum.folder import open_run, round_folder
 from gradalign.curriculum.round import RoundPlan, run_round, take_chunk, write_choice
 from gradalign.errors import GradAlignError
 from gradalign.problems.read import overlap
-from gradalign.problems.schema import Problem, prompt_text
+from gradalign.problems.schema import Problem, fingerprint, prompt_text
 from gradalign.report.console import alignment_tables, direction_line, progress_bars, show, step_line
 from gradalign.selection import find_strategy
 
@@ -52,8 +52,9 @@ def run(arguments: Sequence[str]) -> None:
         raise GradAlignError("nothing says how many to choose; give --top, --fraction or --threshold")
     rewards = options.rewards()
     pool, validation = _problems(options)
+    digest = fingerprint([*pool, *validation])
     policy = options.policy(options.parameters)
-    open_run(options.out, resolved("select", options, policy=policy.fingerprint))
+    open_run(options.out, resolved("select", options, policy=policy.fingerprint, problems=digest))
     chunk = take_chunk(pool, options.chunk, options.seed)
     plan = RoundPlan(
         strategy=strategy, size=options.size, objective=options.objective, engine=options.engine,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +47,12 @@ def normalised(prompt: Prompt) -> str:
 def content_key(prompt: Prompt) -> str:
     """A 16-digit hexadecimal key from the normalised prompt; the same in every process and version."""
     return hashlib.sha256(normalised(prompt).encode()).hexdigest()[:16]
+
+
+def fingerprint(problems: Sequence[Problem]) -> str:
+    """16 hexadecimal digits that depend on every problem's key, prompt and answer, and their order."""
+    rows = [[problem.key, problem.prompt, problem.answer] for problem in problems]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
 def uniform_hash(*parts: Any) -> float:

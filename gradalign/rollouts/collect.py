@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from gradalign.errors import GradAlignError
 from gradalign.files import writing
 from gradalign.policy.group import Group, Rollout
 from gradalign.policy.load import Policy
-from gradalign.problems.schema import Problem
+from gradalign.problems.schema import Problem, fingerprint
 from gradalign.rewards.base import Reward
 from gradalign.rollouts.sample import Sampling, plan, sample_batch
 from gradalign.rollouts.table import gather, read_rollouts, to_rows, write_rollouts, writer_of
@@ -83,7 +82,7 @@ def collect(
                 f"are more than the {policy.max_length} the policy takes; lower --max-new-tokens or leave it out"
             )
     part = out.with_name(out.name + ".part")
-    settings = _settings(policy, problems, prompts, reward, sampling)
+    settings = _settings(policy, problems, reward, sampling)
     rows: list[Row] = []
     with writing(part):
         part.parent.mkdir(parents=True, exist_ok=True)
@@ -126,18 +125,11 @@ def _batch(
     return groups
 
 
-def _settings(
-    policy: Policy,
-    problems: Sequence[Problem],
-    prompts: Sequence[NDArray[np.int64]],
-    reward: Reward,
-    sampling: Sampling,
-) -> dict[str, Any]:
+def _settings(policy: Policy, problems: Sequence[Problem], reward: Reward, sampling: Sampling) -> dict[str, Any]:
     """All that the rollouts depend on; the first line of a ``.part`` file."""
-    asked = [[p.key, ids.tolist(), p.answer] for p, ids in zip(problems, prompts, strict=True)]
     return {
         "policy": policy.fingerprint,
-        "problems": hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16],
+        "problems": fingerprint(problems),
         "reward": reward.name,
         "coin": asdict(reward.coin) if reward.coin else None,
         "sampling": json.loads(json.dumps(asdict(sampling))),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -207,8 +207,11 @@ def _numbers(
     if value is None and not required:
         return None
     fits: Callable[[Any], bool] = _WELL_TYPED[dtype]
-    if not isinstance(value, Sequence) or isinstance(value, str) or not all(fits(item) for item in value):
+    if not isinstance(value, list):
         raise GradAlignError(f"{where}: field {name!r} is {_kind(row, name)}; write {_WANTED[dtype]}")
+    odd = [item for item in value if not fits(item)]
+    if odd:
+        raise GradAlignError(f"{where}: field {name!r} holds {odd[0]!r:.40}; write {_WANTED[dtype]}")
     if length is not None and len(value) != length:
         raise GradAlignError(
             f"{where}: field {name!r} has {len(value)} items for {length} response tokens; write one for each"
@@ -245,8 +248,4 @@ def _optional_text(row: Row, name: str, where: str) -> str | None:
 def _kind(row: Row, name: str) -> str:
     if row.get(name) is None:
         return "missing"
-    value = row[name]
-    if isinstance(value, list):
-        odd = next((item for item in value if not isinstance(item, int | float)), None)
-        return "a list of other things" + (f" (such as {odd!r:.40})" if odd is not None else "")
-    return f"{type(value).__name__} {value!r:.40}"
+    return f"{type(row[name]).__name__} {row[name]!r:.40}"

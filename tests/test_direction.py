@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from gradalign.alignment.align import score
+from gradalign.alignment.direction import Direction, build_direction, dot
+from gradalign.errors import GradAlignError, GradAlignWarning
+from gradalign.policy.group import Group, Rollout
+from gradalign.policy.load import Policy
+from gradalign.policy.objective import Objective
+from tests.conftest import make_groups, make_policy
+
+
+class Fake:
+    """A policy whose groups' gradients are what the test says."""
+
+    def __init__(self, size: int = 50) -> None:
+        self.parameters = [torch.zeros(size - 10), torch.zeros(10)]
+        self.reduction_dtype = torch.float64
+
+    def build(self, gradients: list[np.ndarray], **options: object) -> Direction:
+        groups = [Group(f"v{i}", np.array([1]), [Rollout(np.array([1]), r) for r in (0.0, 1.0)])
+                  for i in range(len(gradients))]  # fmt: skip
+        table = {
+            g.key: [torch.from_numpy(v[:-10].copy()), torch.from_numpy(v[-10:].copy())]
+            for g, v in zip(groups, gradients, strict=True)
+        }
+        return build_direction(self, groups, lambda group: table[group.key], **options)  # type: ignore[arg-type]
+
+
+def flat(direction: Direction) -> np.ndarray:
+    return torch.cat(direction.unit).numpy()
+
+
+def test_the_direction_is_the_normalised_mean() -> None:
+    gradients = list(np.random.default_rng(0).normal(size=(7, 50)))
+    direction = Fake().build(gradients)
+    mean = np.mean(gradients, axis=0)
+    np.testing.assert_allclose(flat(direction), mean / np.linalg.norm(mean))
+    assert direction.norm == pytest.approx(np.linalg.norm(mean))
+    assert direction.n_problems == 7
+
+
+def test_unit_weighs_problems_alike() -> None:
+    gradients = list(np.random.default_rng(0).normal(size=(6, 50)) * np.array([1, 100, 1, 1, 1, 1])[:, None])
+    mean = np.mean([g / np.linalg.norm(g) for g in gradients], axis=0)
+    np.testing.assert_allclose(flat(Fake().build(gradients, unit=True)), mean / np.linalg.norm(mean))
+
+
+def test_reliability_tells_signal_from_noise() -> None:
+    rng = np.random.default_rng(1)
+    signal = rng.normal(size=50)
+    clear = Fake().build(list(signal + 0.5 * rng.normal(size=(20, 50))))
+    assert clear.reliability is not None
+    assert clear.reliability > 0.9
+    assert not clear.within_noise
+    noise = [Fake().build(list(rng.normal(size=(20, 50))), seed=s).within_noise for s in range(40)]
+    assert np.mean(noise) > 0.85
+
+
+def test_reliability_is_the_cosine_of_the_halves_and_its_error_is_about_right() -> None:
+    rng = np.random.default_rng(2)
+    signal = 0.3 * rng.normal(size=50)
+    built = [Fake().build(list(signal + rng.normal(size=(40, 50)))) for _ in range(60)]
+    cosines = np.array([d.reliability for d in built], np.float64)
+    errors = np.array([d.reliability_se for d in built], np.float64)
+    assert 0.4 < errors.mean() / cosines.std() < 1.6
+
+
+def test_few_validation_problems_cannot_be_told() -> None:
+    rng = np.random.default_rng(3)
+    assert Fake().build([rng.normal(size=50)]).reliability is None
+    three = Fake().build(list(rng.normal(size=(3, 50))))
+    assert three.reliability is not None
+    assert three.reliability_se is None
+    assert three.within_noise
+
+
+def test_gradients_that_cancel_or_explode() -> None:
+    g = np.ones(50)
+    with pytest.raises(GradAlignError, match="cancel to zero"):
+        Fake().build([g, -g])
+    with pytest.raises(GradAlignError, match=r"problem 'v\d': gradient not finite"):
+        Fake().build([g, g * np.nan])
+
+
+def test_a_one_sided_validation_set_says_what_to_do() -> None:
+    groups = make_groups(3, 0)
+    for group in groups:
+        for rollout in group.rollouts:
+            rollout.reward = 1.0
+    with pytest.raises(
+        GradAlignError, match=r"none of the 3 problems carries a gradient.*solves sometimes, or more rollouts"
+    ):
+        score(make_policy("llama"), make_groups(2, 1), groups, Objective())
+
+
+def test_silent_problems_are_counted_and_noise_is_warned_of() -> None:
+    policy: Policy = make_policy("llama")
+    validation = make_groups(9, 2, prefix="v")
+    for rollout in validation[4].rollouts:
+        rollout.reward = 0.0
+    with pytest.warns(GradAlignWarning, match="within noise"):
+        scored = score(policy, make_groups(2, 1), validation, Objective())
+    assert (scored.direction.n_problems, scored.direction.n_zero_variance) == (8, 1)
+
+
+def test_dot_adds_up_in_float64() -> None:
+    a = torch.full((3_000_001,), 0.1)
+    assert dot(a, a).item() == pytest.approx(3_000_001 * float(np.float32(0.1)) ** 2, rel=1e-6)

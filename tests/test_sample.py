@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gradalign.errors import GradAlignError
+from gradalign.policy.group import Group
+from gradalign.policy.load import Policy
+from gradalign.problems.embedded import make_pool
+from gradalign.problems.schema import Problem
+from gradalign.rewards.base import Reward
+from gradalign.rewards.countdown import countdown
+from gradalign.rewards.text import exact
+from gradalign.rollouts.collect import collect, prompt_tokens
+from gradalign.rollouts.sample import Sampling, plan, sample_batch
+from gradalign.rollouts.table import to_rows
+
+SAMPLING = Sampling(rollouts=4, max_new_tokens=10, batch_rollouts=16)
+REWARD = Reward("countdown", countdown)
+
+
+def recomputed(policy: Policy, prompt: np.ndarray, response: np.ndarray, temperature: float) -> np.ndarray:
+    ids = torch.from_numpy(np.concatenate([prompt, response]))[None]
+    with torch.no_grad():
+        logits = policy.model(ids).logits[0, len(prompt) - 1 : -1] / temperature
+    return torch.log_softmax(logits, -1).gather(1, ids[0, len(prompt) :, None])[:, 0].numpy()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probabilities_are_those_of_the_sampling_policy(
+    embedded: Policy, tmp_path: Path, temperature: float
+) -> None:
+    problems = make_pool("mixed", 12, 0)
+    sampling = dataclasses.replace(SAMPLING, temperature=temperature)
+    for group in collect(embedded, problems, REWARD, sampling, tmp_path / "r.parquet"):
+        for rollout in group.rollouts:
+            assert rollout.logprobs is not None
+            expected = recomputed(embedded, group.prompt_ids, rollout.response_ids, temperature)
+            np.testing.assert_allclose(rollout.logprobs, expected, atol=1e-4)
+
+
+def test_responses_end_by_end_token_or_length(embedded: Policy, tmp_path: Path) -> None:
+    sampling = dataclasses.replace(SAMPLING, max_new_tokens=3)
+    groups = collect(embedded, make_pool("mixed", 24, 0), REWARD, sampling, tmp_path / "r.parquet")
+    end = embedded.tokenizer.eos_token_id
+    seen = set()
+    for rollout in (r for g in groups for r in g.rollouts):
+        seen.add(rollout.finish_reason)
+        if rollout.finish_reason == "stop":
+            assert rollout.response_ids[-1] == end
+            assert end not in rollout.response_ids[:-1]
+        else:
+            assert len(rollout.response_ids) == 3
+            assert end not in rollout.response_ids
+    assert seen == {"stop", "length"}
+
+
+def test_stop_texts_end_a_response_and_stay_out_of_its_text(embedded: Policy) -> None:
+    ids = np.array(prompt_tokens(embedded, make_pool("countdown", 1, 0)[0]), np.int64)
+    sampling = dataclasses.replace(SAMPLING, rollouts=32, stop=("+", "*"))
+    (responses,) = sample_batch(embedded, ["k"], [ids], sampling)
+    stopped = [r for r in responses if embedded.decode(r.ids)[-1:] in ("+", "*")]
+    assert stopped
+    for response in stopped:
+        assert response.finish_reason == "stop"
+        assert response.text == embedded.decode(response.ids)[:-1]
+    assert not any("+" in r.text or "*" in r.text for r in responses)
+
+
+def test_samples_follow_the_distribution(embedded: Policy) -> None:
+    """First tokens of 4,000 rollouts against the policy's own probabilities, within five standard errors."""
+    ids = np.array(prompt_tokens(embedded, Problem("k", "57+68=", "125")), np.int64)
+    sampling = Sampling(rollouts=4000, max_new_tokens=1)
+    (responses,) = sample_batch(embedded, ["k"], [ids], sampling)
+    with torch.no_grad():
+        probabilities = torch.softmax(embedded.model(torch.from_numpy(ids)[None]).logits[0, -1], -1).numpy()
+    shares = np.bincount([r.ids[0] for r in responses], minlength=len(probabilities)) / 4000
+    error = np.sqrt(probabilities * (1 - probabilities) / 4000)
+    assert (np.abs(shares - probabilities) <= 5 * error + 1e-3).all()
+
+
+def test_a_problem_draws_the_same_stream_in_any_company(embedded: Policy, tmp_path: Path) -> None:
+    problems = make_pool("mixed", 20, 0)
+    together = {g.key: g for g in collect(embedded, problems, REWARD, SAMPLING, tmp_path / "a.parquet")}
+    alone = collect(embedded, problems[7:8], REWARD, SAMPLING, tmp_path / "b.parquet")[0]
+    for one, other in zip(alone.rollouts, together[alone.key].rollouts, strict=True):
+        assert one.response_ids.tolist() == other.response_ids.tolist()
+    other_seed = dataclasses.replace(SAMPLING, seed=1)
+    different = collect(embedded, problems[7:8], REWARD, other_seed, tmp_path / "c.parquet")[0]
+    assert [r.response_ids.tolist() for r in different.rollouts] != [r.response_ids.tolist() for r in alone.rollouts]
+
+
+def test_the_prompt_is_computed_once_for_all_rollouts(embedded: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, ...]] = []
+    forward = embedded.model.forward
+
+    def watched(*args: Any, **options: Any) -> Any:
+        shapes.append(tuple(options["input_ids"].shape))
+        return forward(*args, **options)
+
+    watched.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    monkeypatch.setattr(embedded.model, "forward", watched)
+    prompts = [np.array(prompt_tokens(embedded, p), np.int64) for p in make_pool("countdown", 2, 0)]
+    sample_batch(embedded, ["a", "b"], prompts, SAMPLING)
+    assert shapes[0] == (2, max(map(len, prompts)))
+    assert all(width == 1 for _, width in shapes[1:])
+    assert shapes[1][0] == 8
+    assert shapes[-1][0] < 8  # ended rows have left
+
+
+def rows(groups: list[Group]) -> list[dict[str, Any]]:
+    return [row for group in groups for row in to_rows(group)]
+
+
+def test_an_interrupted_run_goes_on_and_ends_the_same(
+    embedded: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problems = make_pool("mixed", 22, 0)
+    whole = collect(embedded, problems, REWARD, SAMPLING, tmp_path / "whole.parquet")
+    assert [g.key for g in whole] == [p.key for p in problems]
+    batches = len(plan([g.prompt_ids for g in whole], SAMPLING))
+    assert batches == 6
+    sampled: list[int] = []
+
+    def dying(*args: Any) -> Any:
+        if len(sampled) == stop_at:
+            raise KeyboardInterrupt
+        sampled.append(1)
+        return sample_batch(*args)
+
+    monkeypatch.setattr("gradalign.rollouts.collect.sample_batch", dying)
+    for stop_at in (2, 3):  # dies after two batches, then after one more
+        sampled.clear() if stop_at == 2 else None
+        with pytest.raises(KeyboardInterrupt):
+            collect(embedded, problems, REWARD, SAMPLING, tmp_path / "r.parquet")
+    part = tmp_path / "r.parquet.part"
+    part.write_bytes(part.read_bytes()[:-40])  # a torn last line
+    stop_at = 99
+    sampled.clear()
+    ended = collect(embedded, problems, REWARD, SAMPLING, tmp_path / "r.parquet")
+    assert len(sampled) == batches - 2
+    assert rows(ended) == rows(whole)
+    assert (tmp_path / "r.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert not part.exists()
+
+
+def test_another_runs_leftover_is_refused(embedded: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    problems = make_pool("mixed", 4, 0)
+
+    def fail(**_: Any) -> list[float]:
+        raise ValueError("judge is down")
+
+    with pytest.raises(GradAlignError, match="judge is down"):
+        collect(embedded, problems, Reward("countdown", fail), SAMPLING, tmp_path / "r.parquet")
+    other = dataclasses.replace(SAMPLING, seed=5)
+    with pytest.raises(GradAlignError, match=r"r\.parquet\.part: holds an unfinished run with another sampling"):
+        collect(embedded, problems, REWARD, other, tmp_path / "r.parquet")
+    assert len(collect(embedded, problems, REWARD, SAMPLING, tmp_path / "r.parquet")) == 4
+
+
+def test_prompts_that_cannot_be_asked(embedded: Policy, tmp_path: Path) -> None:
+    chat = Problem("c", [{"role": "user", "content": "1+1="}], "2")
+    with pytest.raises(GradAlignError, match="has no chat template, which problem 'c' needs"):
+        collect(embedded, [chat], REWARD, SAMPLING, tmp_path / "r.parquet")
+    long = Problem("l", "1+" * 200, "2")
+    with pytest.raises(GradAlignError, match="'l': its prompt of 400 tokens and 10 new ones are more than the 256"):
+        collect(embedded, [long], Reward("exact", exact), SAMPLING, tmp_path / "r.parquet")

@@ -1,0 +1,198 @@
+"""``rollout``, ``select`` and ``demo`` from the outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from gradalign.alignment.table import read_alignments
+from gradalign.problems.embedded import make_pool
+from gradalign.rewards.coin import Coin
+from gradalign.rollouts.table import read_rollouts
+from tests.conftest import Ran, spawn
+
+Run = Callable[..., Ran]
+pytestmark = pytest.mark.filterwarnings("ignore::gradalign.errors.GradAlignWarning")
+BASE = ["--model", "embedded", "--reward", "countdown", "--max-new-tokens", "12"]
+
+
+def write_pool(path: Path, size: int, seed: int, name: str = "arithmetic") -> Path:
+    rows = [{"prompt": p.prompt, "answer": p.answer, "source": p.source} for p in make_pool(name, size, seed)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def select(tmp_path: Path) -> list[Any]:
+    pool, validation = write_pool(tmp_path / "pool.jsonl", 40, 1), write_pool(tmp_path / "val.jsonl", 16, 2)
+    return ["select", *BASE, "-n", "8", "--pool", pool, "--validation", validation, "--out", tmp_path / "run",
+            "--allow-overlap"]  # fmt: skip
+
+
+def choice(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "round-0000" / "chosen.jsonl").read_text().splitlines()]
+
+
+def test_select_end_to_end(gradalign: Run, select: list[Any], tmp_path: Path) -> None:
+    ran = gradalign(*select, "--fraction", "0.25", "--write", "trl", "verl", "--contributions")
+    assert ran.status == 0, ran.err
+    folder = tmp_path / "run" / "round-0000"
+    alignments = read_alignments(folder / "alignments.parquet")
+    chosen = choice(tmp_path / "run")
+    best = sorted((a for a in alignments if a.selected), key=lambda a: a.rank or 0)
+    assert [row["key"] for row in chosen] == [a.key for a in best]
+    assert len(chosen) == len(alignments) // 4
+    assert len(pq.read_table(folder / "chosen.verl.parquet")) == len(chosen)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["rollouts"] == 8 * (len(alignments) + 16)
+    assert metrics["selected"] == len(chosen)
+    assert metrics["direction"]["problems"] + metrics["direction"]["zero_variance"] == 16
+    assert {g.key for g in read_rollouts(folder / "candidates.parquet")} == {a.key for a in alignments}
+    for words in ("strategy gradalign", "first and last", "chosen.jsonl"):
+        assert words in ran.out
+
+
+def test_the_same_command_again_samples_nothing_and_gives_the_same_bytes(
+    gradalign: Run, select: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert gradalign(*select, "--top", "5").status == 0
+    folder = tmp_path / "run" / "round-0000"
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "metrics.json"}
+    monkeypatch.setattr("gradalign.rollouts.collect.sample_batch", None)
+    assert gradalign(*select, "--top", "5").status == 0
+    assert before == {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "metrics.json"}
+    error = gradalign(*select, "--top", "6").error
+    assert "run: holds another run (differs in top)" in error
+
+
+def test_select_killed_in_the_middle_goes_on(select: list[Any], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gradalign", *map(str, select), "--top", "5", "--batch-rollouts", "32"]
+    whole = [str(tmp_path / "whole") if part == str(tmp_path / "run") else part for part in command]
+    assert subprocess.run(whole, capture_output=True, timeout=300, check=False).returncode == 0
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    part = tmp_path / "run" / "round-0000" / "candidates.parquet.part"
+    until = time.monotonic() + 120
+    while time.monotonic() < until and not (part.exists() and part.read_bytes().count(b"\n") > 2):
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "run" / "round-0000" / "alignments.parquet").exists()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in ("candidates.parquet", "validation.parquet", "alignments.parquet", "chosen.jsonl"):
+        ends = [tmp_path / run / "round-0000" / name for run in ("run", "whole")]
+        assert ends[0].read_bytes() == ends[1].read_bytes(), name
+
+
+def test_strategies_sample_only_what_they_need(gradalign: Run, select: list[Any], tmp_path: Path) -> None:
+    for strategy, files in [
+        ("random", {"alignments.parquet", "chosen.jsonl", "metrics.json"}),
+        ("accgreedy", {"alignments.parquet", "chosen.jsonl", "metrics.json", "candidates.parquet"}),
+    ]:
+        run = tmp_path / strategy
+        assert gradalign(*select, "--out", run, "--strategy", strategy, "--top", "4", "--chunk", "20").status == 0
+        assert {p.name for p in (run / "round-0000").iterdir()} == files
+        assert len(choice(run)) == 4
+        assert len(read_alignments(run / "round-0000" / "alignments.parquet")) == 20
+
+
+def test_corruption_hits_candidates_and_never_the_validation_set(
+    gradalign: Run, select: list[Any], tmp_path: Path
+) -> None:
+    assert gradalign(*select, "--top", "4", "--corrupt", "1", "--corrupt-seed", "3").status == 0
+    folder = tmp_path / "run" / "round-0000"
+    coin = Coin(1.0, 3)
+    for group in read_rollouts(folder / "candidates.parquet"):
+        assert group.rewards.tolist() == [coin.toss(group.key, k) for k in range(8)]
+    answers = {p.key: p.answer for p in make_pool("arithmetic", 16, 2)}
+    for group in read_rollouts(folder / "validation.parquet"):
+        assert all(r.reward == float(r.response == answers[group.key]) for r in group.rollouts)
+
+
+def test_rollout_then_score(gradalign: Run, tmp_path: Path) -> None:
+    for name, seed in (("c", 1), ("v", 2)):
+        spec = f"embedded:arithmetic?size=16&seed={seed}"
+        ran = gradalign("rollout", *BASE, "-n", "8", "--problems", spec, "--out", tmp_path / f"{name}.parquet")
+        assert ran.status == 0, ran.err
+        assert "mean reward" in ran.out
+    ran = gradalign("score", "--model", "embedded", "--candidates", tmp_path / "c.parquet", "--validation",
+                    tmp_path / "v.parquet", "--out", tmp_path / "s.parquet")  # fmt: skip
+    assert ran.status == 0, ran.err
+    assert "another policy" not in ran.err
+    out = tmp_path / "c.parquet"
+    again = ["rollout", *BASE, "-n", "8", "--problems", "embedded:arithmetic?size=16&seed=1", "--out", out]
+    assert gradalign(*again).status == 0
+    assert "c.parquet: exists and is of another run" in gradalign(*again, "--seed", "9").error
+
+
+BAD: dict[str, tuple[list[Any], str]] = {
+    "no size": ([], "give --top, --fraction or --threshold"),
+    "no pool": (["--top", "3", "--pool", "none.jsonl"], "none.jsonl: no such file"),
+    "reward": (["--top", "3", "--reward", "cuontdown"], "unknown reward 'cuontdown'; did you mean 'countdown'"),
+    "strategy": (["--top", "3", "--strategy", "radnom"], "unknown strategy 'radnom'; did you mean 'random'"),
+    "contributions": (["--top", "3", "--strategy", "corr"], "or --contributions"),
+    "unwritable": (["--top", "3", "--out", "/proc/none/run"], "/proc/none/run: cannot be written"),
+    "number": (["--top", "3", "--reward", "python:json:dumps"], "reward 'python:json:dumps' on problem"),
+    "threshold": (["--threshold", "7"], "no problem could be chosen"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(gradalign: Run, select: list[Any], case: str) -> None:
+    more, message = BAD[case]
+    assert message in gradalign(*select, *more).error
+
+
+def test_overlap_is_an_error_unless_allowed(gradalign: Run, select: list[Any], tmp_path: Path) -> None:
+    with (tmp_path / "pool.jsonl").open("a") as file:
+        file.write((tmp_path / "val.jsonl").read_text().splitlines()[0] + "\n")
+    allowed = [part for part in select if part != "--allow-overlap"]
+    error = gradalign(*allowed, "--top", "3").error
+    assert "are also in the validation set" in error
+    assert "--allow-overlap" in error
+    assert not (tmp_path / "run").exists()
+    assert gradalign(*select, "--top", "3", "--strategy", "accgreedy").status == 0
+    assert len(read_alignments(tmp_path / "run" / "round-0000" / "alignments.parquet")) < 41
+
+
+def test_a_folder_with_other_things_is_left_alone(gradalign: Run, select: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    error = gradalign(*select, "--top", "3", "--out", tmp_path / "mine").error
+    assert "mine: is not empty and holds no run" in error
+    assert "is a file; name a folder" in gradalign(*select, "--top", "3", "--out", tmp_path / "pool.jsonl").error
+
+
+def test_a_run_folder_refuses_problems_that_changed(gradalign: Run, select: list[Any], tmp_path: Path) -> None:
+    assert gradalign(*select, "--top", "3").status == 0
+    with (tmp_path / "pool.jsonl").open("a") as file:
+        file.write('{"prompt": "1+1=", "answer": "2"}\n')
+    assert "holds another run (differs in problems)" in gradalign(*select, "--top", "3").error
+
+
+def test_demo(tmp_path: Path) -> None:
+    small = ["--problems", "48", "--validation", "32", "-n", "8", "--validation-rollouts", "8", "--out", tmp_path / "d"]
+    done = spawn("demo", *small)
+    assert done.returncode == 0, done.stderr
+    for words in ("paid by a fair coin", "share of corrupted problems", "gradalign", "tscore", "accgreedy", "random",
+                  "chosen.jsonl"):  # fmt: skip
+        assert words in done.stdout, words
+    assert len(choice(tmp_path / "d")) == 6
+
+
+def test_a_tables_numbers_survive_reading(gradalign: Run, select: list[Any], tmp_path: Path) -> None:
+    from gradalign.alignment.table import to_table
+
+    assert gradalign(*select, "--top", "3").status == 0
+    path = tmp_path / "run" / "round-0000" / "alignments.parquet"
+    assert to_table(read_alignments(path)).equals(pq.read_table(path))
