@@ -63,6 +63,11 @@ class Alignment:
         return cls(group.key, group.source, group.status, mean, count, group.n_tokens, numbers or Numbers())
 
 
+def unscored(key: str, source: str) -> Alignment:
+    """The row of a problem that nobody sampled or scored, for strategies that look at nothing: eligible as it is."""
+    return Alignment(key, source, "scored", None, 0, 0, Numbers())
+
+
 def from_contributions(group: Group, objective: Objective, derivatives: Floats) -> Numbers:
     """Statistics of a group from its rollouts' directional derivatives.
 

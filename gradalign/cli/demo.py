@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from gradalign.alignment.record import unscored
 from gradalign.cli.options import Count, Share
 from gradalign.config import Options, parse, resolved
 from gradalign.curriculum.folder import open_run, round_folder
@@ -78,12 +79,15 @@ def run(arguments: Sequence[str]) -> None:
     for made in alignment_tables(result.alignments, {p.key: prompt_text(p.prompt) for p in pool}):
         show(made)
 
+    rates = {group.key: float(group.rewards.mean()) for group in result.groups}
     rows: list[list[Cell]] = []
     for name, strategy in STRATEGIES.items():
-        choose(result.alignments, strategy, plan.size, options.seed)
-        chosen = [a for a in result.alignments if a.selected]
-        corrupted = sum(coin.corrupts(a.key) for a in chosen)
-        rate = sum(a.pass_rate or 0.0 for a in chosen) / len(chosen)
+        blind = strategy.needs == "nothing"
+        alignments = [unscored(p.key, p.source) for p in pool] if blind else result.alignments
+        choose(alignments, strategy, plan.size, options.seed)
+        chosen = [a.key for a in alignments if a.selected]
+        corrupted = sum(map(coin.corrupts, chosen))
+        rate = sum(rates[key] for key in chosen) / len(chosen)
         rows.append([name, strategy.prefers, len(chosen), corrupted / len(chosen), rate])
     title = "share of corrupted problems among the chosen (lower is better)"
     show(table(title, ["strategy", "prefers", "chosen", "corrupted", "mean reward"], rows, left=2))

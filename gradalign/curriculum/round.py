@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gradalign.alignment.align import Scored, score
-from gradalign.alignment.record import Alignment, Numbers
+from gradalign.alignment.record import Alignment, unscored
 from gradalign.alignment.table import write_alignments
 from gradalign.files import write_json
 from gradalign.policy.group import Group
@@ -132,7 +132,7 @@ def run_round(
     elif groups:
         alignments = [Alignment.of(group) for group in groups]
     else:
-        alignments = [Alignment(p.key, p.source, "scored", None, 0, 0, Numbers()) for p in chunk]
+        alignments = [unscored(problem.key, problem.source) for problem in chunk]
     choose(alignments, strategy, plan.size, plan.seed)
     rollouts = sum(len(group.rollouts) for group in [*groups, *trusted])
     result = Round(alignments, scored, groups, rollouts, seconds)
