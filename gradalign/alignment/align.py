@@ -53,8 +53,8 @@ class Scored:
     Attributes:
         direction: the validation direction.
         alignments: one a candidate group, in the candidates' order.
-        seconds: wall-clock time by part: ``direction``, ``candidates``, ``contributions``.
-        step: the finite-difference step, where forward passes were differenced.
+        seconds: wall-clock time by part: ``direction``, ``self-check``, ``candidates``, ``contributions``.
+        step: the finite-difference step and its error, where forward passes were differenced.
     """
 
     direction: Direction
@@ -103,7 +103,6 @@ def score(
     gradient = reference.gradient if engine == "reference" else exact.gradient
     done = progress("validation direction", sum(group.status == "scored" for group in validation))
     direction = build_direction(policy, validation, gradient, unit, seed, done)
-    step = forward.calibrate(validation, direction) if forward is not None else None
     seconds["direction"] = time.perf_counter() - start
     if direction.within_noise:
         halves = "cannot be compared" if direction.reliability is None else f"agree by {direction.reliability:.2f} only"
@@ -112,8 +111,14 @@ def score(
             "gradient); more validation problems, or more rollouts of each, make it reliable"
         )
 
-    start = time.perf_counter()
     scored = [group for group in candidates if group.status == "scored"]
+    step = None
+    if forward is not None and scored:
+        start = time.perf_counter()
+        step = forward.calibrate(scored, direction)
+        seconds["self-check"] = time.perf_counter() - start
+
+    start = time.perf_counter()
     measuring: Engine = reference if engine == "reference" else exact
     if engine == "directional":
         assert forward is not None
@@ -121,11 +126,7 @@ def score(
     done = progress("candidates", len(scored))
     numbers: dict[int, Numbers] = {}
     for group, measured in zip(scored, measuring.measure(scored, direction), strict=True):
-        if not measured.finite():
-            raise GradAlignError(
-                f"candidates: problem {group.key!r}: its alignment is not finite (NaN or infinity in the model's "
-                "outputs or gradient); check the weights, or score in float32"
-            )
+        measured.require_finite(group)
         numbers[id(group)] = measured
         done()
     seconds["candidates"] = time.perf_counter() - start

@@ -5,8 +5,9 @@ passes with the weights moved by a step h along v/|v|:
 
     c_k = (log pi(y_k; theta + h v/|v|) - log pi(y_k; theta - h v/|v|)) / 2h + O(h^2).
 
-Too short a step drowns in rounding, too long a one leaves the linear range; the step is chosen on a few validation
-groups whose dots are known from backward passes. Weights are restored bit for bit, also after an exception.
+Too short a step drowns in rounding, too long a one leaves the linear range; the step is chosen on a few of the groups
+to be scored, whose dots are also computed by the exact engine: which is the run's self-check at the same time. Weights
+are restored bit for bit, also after an exception.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ from gradalign.policy.load import Policy
 from gradalign.policy.logprobs import shares_prompts, token_logprobs
 from gradalign.policy.objective import Objective
 from gradalign.policy.packing import Row, batches_of, lay_out, rows_of
+from gradalign.problems.schema import uniform_hash
 
-STEPS = tuple(0.32 * 0.5**n for n in range(12))
-"""Steps that are tried, in units of the weights: 0.32 down to 0.00016."""
+START, FACTOR = 0.01, 4.0
+"""The first step tried, in units of the weights, and the factor between one and the next."""
+GOOD = 0.001
+"""An error of the dots, relative to their root mean square, at which no other step is tried."""
 TRIED = 8
-"""Validation groups on which steps are tried, at most."""
+"""Groups on which steps are tried, at most."""
 TOLERANCE = 0.05
 """Largest error of the dots on those groups, relative to their root mean square, that is let pass."""
 SWEEP = 64
@@ -116,29 +120,36 @@ class Directional:
         return [values[owner] for values, (_, owner) in zip(own, distinct, strict=True)]
 
     def calibrate(self, groups: Sequence[Group], direction: Direction) -> Step:
-        """Choose the step on validation groups: the one whose dots are nearest to the exact engine's.
+        """Choose the step on up to `TRIED` of ``groups``, all ``scored``: downhill in the error from `START`.
+
+        The error has one valley: rounding falls with the step, the distance from the linear range grows with it.
 
         Raises:
-            GradAlignError: no step comes within 5 %.
+            GradAlignError: no step comes within `TOLERANCE`.
         """
-        some = [group for group in groups if group.status == "scored"][:TRIED]
+        some = sorted(groups, key=lambda group: uniform_hash("calibrate", group.key))[:TRIED]
         exact = Exact(self.policy, self.objective, self.batch_tokens, self.longest)
-        truth = np.array([numbers.dot for numbers in exact.measure(some, direction)], np.float64)
-        scale = float(np.sqrt((truth**2).mean()))
-        best = Step(STEPS[0], float("inf"))
-        for length in STEPS:
-            derivatives = self.derivatives(some, direction, length)
-            dots = [from_contributions(g, self.objective, d).dot for g, d in zip(some, derivatives, strict=True)]
-            error = float(np.sqrt(((np.array(dots, np.float64) - truth) ** 2).mean())) / scale
-            if error < best.error:
-                best = Step(length, error)
-        if not best.error <= TOLERANCE:
+        known = list(exact.measure(some, direction))
+        for group, numbers in zip(some, known, strict=True):
+            numbers.require_finite(group)
+        truth = np.array([numbers.dot for numbers in known], np.float64)
+        scale = float(np.sqrt((truth**2).mean())) or 1.0
+        errors: dict[float, float] = {}
+        best, untried = START, [START]
+        while untried and errors.get(best, np.inf) > GOOD:
+            for length in untried:
+                derivatives = self.derivatives(some, direction, length)
+                dots = [from_contributions(g, self.objective, d).dot for g, d in zip(some, derivatives, strict=True)]
+                errors[length] = float(np.sqrt(((np.array(dots, np.float64) - truth) ** 2).mean())) / scale
+            best = min(errors, key=lambda length: errors[length])
+            untried = [length for length in (best / FACTOR, best * FACTOR) if length not in errors]
+        if not errors[best] <= TOLERANCE:
             raise GradAlignError(
-                f"forward-only scores disagree with exact ones by {best.error:.0%} on {len(some)} validation groups at "
-                f"the best step ({best.length:g}); take --engine exact without --contributions"
+                f"forward-only scores disagree with exact ones by {errors[best]:.0%} on {len(some)} problems at "
+                f"the best step ({best:g}); take --engine exact without --contributions"
             )
-        self.step = best
-        return best
+        self.step = Step(best, errors[best])
+        return self.step
 
     @contextlib.contextmanager
     def _weights_moved(self, direction: Direction, length: float) -> Iterator[None]:

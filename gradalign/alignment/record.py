@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gradalign.errors import GradAlignError
 from gradalign.policy.group import Group, Status
 from gradalign.policy.objective import Objective, advantages
 
@@ -34,10 +35,18 @@ class Numbers:
     t: float | None = None
     corr: float | None = None
 
-    def finite(self) -> bool:
-        """Whether every number that was measured is finite."""
+    def require_finite(self, group: Group) -> None:
+        """Refuse NaN and infinity.
+
+        Raises:
+            GradAlignError: a number that was measured is not finite; names the group's problem.
+        """
         values = (self.dot, self.norm, self.cosine, self.se, self.t, self.corr)
-        return all(value is None or math.isfinite(value) for value in values)
+        if not all(value is None or math.isfinite(value) for value in values):
+            raise GradAlignError(
+                f"candidates: problem {group.key!r}: its alignment is not finite (NaN or infinity in the model's "
+                "outputs or gradient); check the weights, or score in float32"
+            )
 
 
 @dataclass(slots=True)
