@@ -67,7 +67,8 @@ def test_smollm2_selects_word_problems(gradalign: Run, smollm2: str, word_proble
         (tmp_path / f"{name}.jsonl").write_text("".join(lines))
     base = [
         "--config", EXAMPLE / "select.yaml", "--template", TEMPLATE, "--model", smollm2,
-        "--pool", tmp_path / "pool.jsonl", "--validation", tmp_path / "validation.jsonl", "-n", "6", "--corrupt", "0.5", "--no-contributions",
+        "--pool", tmp_path / "pool.jsonl", "--validation", tmp_path / "validation.jsonl", "-n", "6",
+        "--no-contributions",
         "--max-new-tokens", "16",
     ]  # fmt: skip
     ran = gradalign("select", *base, "--out", tmp_path / "run")
@@ -85,7 +86,6 @@ def test_smollm2_selects_word_problems(gradalign: Run, smollm2: str, word_proble
     scale = np.sqrt(np.mean([(a.numbers.dot or 0) ** 2 for a in scored]))
     for a in scored:
         assert forward[a.key].dot == pytest.approx(a.numbers.dot, abs=0.02 * scale)
-        assert forward[a.key].corr == pytest.approx(a.numbers.corr, abs=0.02)
 
 
 def test_a_gguf_file_gives_the_same_model(smollm2: str, shared: Path, tmp_path: Path) -> None:
