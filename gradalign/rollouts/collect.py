@@ -83,19 +83,17 @@ def collect(
             )
     part = out.with_name(out.name + ".part")
     settings = _settings(policy, problems, reward, sampling)
-    rows: list[Row] = []
     with writing(part):
         part.parent.mkdir(parents=True, exist_ok=True)
         kept = _kept(part, settings)
-        with part.open("a", encoding="utf-8") as file:
-            for number, batch in enumerate(plan(prompts, sampling)):
-                if number >= len(kept):
-                    groups = _batch(policy, [problems[i] for i in batch], [prompts[i] for i in batch], reward, sampling)
-                    kept.append([row for group in groups for row in to_rows(group)])
-                    file.write(json.dumps(kept[-1]) + "\n")
-                    file.flush()
-                rows.extend(kept[number])
-                done(len(kept[number]))
+    for number, batch in enumerate(plan(prompts, sampling)):
+        if number == len(kept):
+            groups = _batch(policy, [problems[i] for i in batch], [prompts[i] for i in batch], reward, sampling)
+            kept.append([row for group in groups for row in to_rows(group)])
+            with writing(part), part.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(kept[-1]) + "\n")
+        done(len(kept[number]))
+    rows = [row for batch_rows in kept for row in batch_rows]
     by_key = {group.key: group for group in gather(enumerate(rows, 1), part)}
     ordered = [by_key[problem.key] for problem in problems]
     write_rollouts(out, ordered)
@@ -137,20 +135,30 @@ def _settings(policy: Policy, problems: Sequence[Problem], reward: Reward, sampl
 
 
 def _kept(part: Path, settings: dict[str, Any]) -> list[list[Row]]:
-    """Batches that an interrupted run left in ``part``; starts the file where there is none, cuts a torn last line."""
-    lines = part.read_bytes().splitlines(keepends=True) if part.exists() else []
-    if lines and not lines[-1].endswith(b"\n"):
-        lines.pop()
+    """Batches that an interrupted run left in ``part``, up to the first torn line, which is cut off with all after it.
+
+    Starts the file where there is none.
+    """
+    size, lines = 0, []
+    for line in part.read_bytes().splitlines(keepends=True) if part.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+        if not line.endswith(b"\n"):
+            lines.pop()
+            break
+        size += len(line)
     if not lines:
         part.write_text(json.dumps(settings) + "\n", encoding="utf-8")
         return []
-    found = json.loads(lines[0])
-    if found != settings:
+    if lines[0] != settings:
+        found = lines[0] if isinstance(lines[0], dict) else {}
         differ = ", ".join(name for name in settings if found.get(name) != settings[name])
         raise GradAlignError(
             f"{part}: holds an unfinished run with another {differ}; finish that one, delete the file, or name another "
             "place"
         )
     with part.open("r+b") as file:
-        file.truncate(sum(map(len, lines)))
-    return [json.loads(line) for line in lines[1:]]
+        file.truncate(size)
+    return lines[1:]
