@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import platform
+import re
 import subprocess
 import types
 import typing
@@ -31,8 +32,12 @@ SHORT = {"rollouts": "-n"}
 class Options(BaseModel):
     """Base of every command's options."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
+
+_NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 
 O = TypeVar("O", bound=Options)  # noqa: E741
 
@@ -50,7 +55,7 @@ def parse(kind: type[O], command: str, arguments: Sequence[str]) -> O:
     parser.add_argument("--config", metavar="FILE", help="YAML (or a saved config.json) with any of the options below")
     for name, field in kind.model_fields.items():
         _add(parser, name, field)
-    given, unknown = parser.parse_known_args([_dashed(argument) for argument in arguments])
+    given, unknown = parser.parse_known_args(_normal(arguments))
     if unknown:
         known = [f"--{name.replace('_', '-')}" for name in kind.model_fields]
         option = unknown[0].split("=")[0]
@@ -105,17 +110,21 @@ def _add(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
 def _choices(annotation: Any) -> list[str]:
     if typing.get_origin(annotation) is typing.Literal:
         return [str(value) for value in typing.get_args(annotation)]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, tuple):
         return [choice for part in typing.get_args(annotation) for choice in _choices(part)]
     return []
 
 
-def _dashed(argument: str) -> str:
-    """``--batch_tokens=1`` as ``--batch-tokens=1``: both spellings are taken."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value
+def _normal(arguments: Sequence[str]) -> list[str]:
+    """Arguments as argparse reads them: ``--batch_tokens`` as ``--batch-tokens``, ``--threshold -1e-3`` as one."""
+    normal: list[str] = []
+    for argument in arguments:
+        if _NEGATIVE.fullmatch(argument) and normal and normal[-1].startswith("--") and "=" not in normal[-1]:
+            normal[-1] += f"={argument}"
+            continue
+        name, equals, value = argument.partition("=")
+        normal.append(name.replace("_", "-") + equals + value if argument.startswith("--") else argument)
+    return normal
 
 
 def _from_file(path: Path, kind: type[Options]) -> dict[str, Any]:
@@ -123,7 +132,7 @@ def _from_file(path: Path, kind: type[Options]) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise GradAlignError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise GradAlignError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if isinstance(content, dict) and "command" in content and "options" in content:  # a saved run's config.json
         content = content["options"]
@@ -135,6 +144,11 @@ def _from_file(path: Path, kind: type[Options]) -> dict[str, Any]:
     for name in values:
         if name not in kind.model_fields:
             raise GradAlignError(f"{path}: unknown field {name!r}{_suggestion(name, list(kind.model_fields))}")
+        annotation = kind.model_fields[name].annotation
+        if isinstance(values[name], bool) and annotation is not bool:
+            raise GradAlignError(f"{path}: field {name!r}: {values[name]} is true or false, which it cannot be")
+        if isinstance(values[name], str) and typing.get_origin(annotation) is tuple:
+            values[name] = (values[name],)
     return values
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -39,10 +40,11 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
-        raise GradAlignError(
-            f"{path}: cannot be written ({reason}); free space or choose another place, then run the "
-            "same command again: what was finished is kept"
-        ) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        mend = (
+            "free space, then run the same command again: what was finished is kept" if full else "name another place"
+        )
+        raise GradAlignError(f"{path}: cannot be written ({reason}); {mend}") from error
 
 
 def check_writable(path: Path) -> None:
@@ -53,9 +55,11 @@ def check_writable(path: Path) -> None:
     """
     if path.is_dir():
         raise GradAlignError(f"{path}: is a folder; name a file")
-    with replacing(path.with_name(f".{path.name}.probe")) as part:
-        part.touch()
-    path.with_name(f".{path.name}.probe").unlink()
+    probe = path.with_name(f".{path.name}.probe")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

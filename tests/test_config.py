@@ -67,6 +67,8 @@ def test_every_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
         (["--batch-tokens", "many"], "option --batch-tokens: 'many': should be a valid integer"),
         (["--batch-tokens", "0"], "option --batch-tokens: '0': should be greater than or equal to 1"),
         (["--temperature", "0"], "option --temperature: '0': should be greater than 0"),
+        (["--threshold", "nan"], "option --threshold: 'nan': should be a finite number"),
+        (["--temperature", "inf"], "option --temperature: 'inf': should be a finite number"),
         (["--fraction", "2"], "option --fraction: '2': should be less than or equal to 1"),
         (["--top", "3", "--fraction", "0.5"], "--top and --fraction exclude each other"),
         (["--engine"], "expected one argument"),
@@ -90,6 +92,9 @@ def test_a_missing_option_says_what_it_is() -> None:
         ("batch_tokens: x", r"r\.yaml: field 'batch_tokens': 'x': should be a valid integer"),
         ("engine: exat", r"r\.yaml: field 'engine': unknown engine 'exat'; did you mean 'exact'"),
         ("- a\n- b", r"r\.yaml: not a mapping"),
+        ("seed: true", r"r\.yaml: field 'seed': True is true or false"),
+        ("seed: 2001-99-99", r"r\.yaml: not YAML"),
+        ("model: " + "[" * 9999, r"r\.yaml: not YAML"),
         ("a: [", r"r\.yaml: not YAML"),
     ],
 )
@@ -105,6 +110,18 @@ def test_a_saved_configuration_can_be_run_again(tmp_path: Path) -> None:
     assert saved["versions"].keys() >= {"gradalign", "python", "torch", "transformers"}
     (tmp_path / "config.json").write_text(yaml.safe_dump(saved))
     assert parse(ScoreOptions, "score", ["--config", str(tmp_path / "config.json")]) == options
+
+
+def test_negative_numbers_and_lone_texts(tmp_path: Path) -> None:
+    assert parse(ScoreOptions, "score", [*SCORE, "--threshold", "-1e-3"]).threshold == -1e-3
+    (tmp_path / "r.yaml").write_text("parameters: '*mlp*'")
+    assert parse(ScoreOptions, "score", [*SCORE, "--config", str(tmp_path / "r.yaml")]).parameters == ("*mlp*",)
+
+
+def test_choices_within_lists_are_told() -> None:
+    base = ["--model", "m", "--pool", "p", "--validation", "v", "--reward", "exact", "--out", "o"]
+    with pytest.raises(GradAlignError, match=r"unknown write 'tlr'; did you mean 'trl'\? \(known: trl, verl\)"):
+        parse(SelectOptions, "select", [*base, "--write", "tlr"])
 
 
 def test_templates(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +21,7 @@ from gradalign.errors import GradAlignError, GradAlignWarning
 from gradalign.policy.group import Group, Rollout
 from gradalign.policy.load import Policy, cover
 from gradalign.policy.objective import Objective
-from tests.conftest import CONFIGS, make_groups, make_policy
+from tests.conftest import CONFIGS, VOCABULARY, make_groups, make_policy
 
 pytestmark = pytest.mark.filterwarnings("ignore::gradalign.errors.GradAlignWarning")
 OBJECTIVES = [
@@ -158,8 +160,7 @@ def test_padding_and_packing_change_nothing(lengths: list[int], prompt: int) -> 
     rng = np.random.default_rng(prompt)
     rollouts = [Rollout(rng.integers(0, 61, n), float(k % 2)) for k, n in enumerate(lengths)]
     group = Group("g", rng.integers(0, 61, prompt), rollouts)
-    packed, rows = (Exact(policy, Objective(), 4096, 64) for _ in range(2))
-    rows.shared = False
+    packed, rows = (Exact(policy, Objective(), 4096, shared) for shared in (True, False))
     np.testing.assert_allclose(flat(packed.gradient(group)), flat(rows.gradient(group)), atol=1e-12)
 
 
@@ -174,13 +175,13 @@ def test_chosen_parameters_are_covered_and_the_share_reported() -> None:
     model = make_policy("llama", torch.float64).model
     full = cover(model, "m")
     group = make_groups(1, 3)[0]
-    whole = dict(zip(full.names, Exact(full, Objective(), 999, 32).gradient(group), strict=True))
+    whole = dict(zip(full.names, Exact(full, Objective(), 999, True).gradient(group), strict=True))
     part = cover(model, "m", ["*mlp*"])
     assert 0 < part.covered < 1
     assert part.covered == pytest.approx(
         sum(p.numel() for n, p in model.named_parameters() if "mlp" in n) / sum(p.numel() for p in model.parameters())
     )
-    for name, gradient in zip(part.names, Exact(part, Objective(), 999, 32).gradient(group), strict=True):
+    for name, gradient in zip(part.names, Exact(part, Objective(), 999, True).gradient(group), strict=True):
         np.testing.assert_allclose(gradient.numpy(), whole[name].numpy(), atol=1e-14)
 
 
@@ -191,7 +192,7 @@ def test_a_parameter_the_forward_pass_does_not_touch_has_gradient_zero() -> None
     assert "spare" in policy.names
     for engine in ("exact", "reference", "directional"):
         assert all(n.dot is not None for n in measured(policy, engine, Objective()))
-    gradient = Exact(policy, Objective(), 4096, 32).gradient(make_groups(1, 1)[0])
+    gradient = Exact(policy, Objective(), 4096, True).gradient(make_groups(1, 1)[0])
     assert (gradient[policy.names.index("spare")] == 0).all()
 
 
@@ -210,8 +211,8 @@ def test_weights_come_back_bit_for_bit_also_after_an_exception(monkeypatch: pyte
     measured(policy, "directional", Objective())
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters, strict=True))
     assert all(p.grad is None for p in policy.parameters)
-    engine = Directional(policy, Objective(), 64, 32)
-    direction = Direction([torch.randn_like(p) for p in policy.parameters], 1.0, 1, 0, None, None)
+    engine = Directional(policy, Objective(), 64, True)
+    direction = Direction([torch.randn_like(p) for p in policy.parameters], 1.0, 1, 0, 0, None, None)
     calls = itertools.count()
 
     def fail(*_: object, **__: object) -> None:
@@ -249,15 +250,59 @@ def test_an_architecture_that_cannot_share_prompts_is_found_out() -> None:
     np.testing.assert_allclose(column(got, "cosine"), column(truth, "cosine"), atol=1e-4)
 
 
-def test_sequences_beyond_a_sliding_window_are_not_packed() -> None:
-    policy = make_policy("gemma2", torch.float64)
+LOCAL = {
+    "gemma2 beyond its window": lambda: make_policy("gemma2", torch.float64),
+    "gpt-neo": lambda: _random(transformers.GPTNeoConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_layers=2, attention_types=[[["global", "local"], 1]], num_heads=4,
+        window_size=16, max_position_embeddings=100)),
+    "llama4": lambda: _random(transformers.Llama4TextConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, intermediate_size_mlp=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, attention_chunk_size=16, num_local_experts=2,
+        max_position_embeddings=128)),
+}  # fmt: skip
+
+
+def _random(config: Any) -> Policy:
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * (0.3 if parameter.ndim > 1 else 0.1) + (parameter.ndim == 1))
+    return cover(model, config.model_type)
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_local_attention_that_the_sequences_outgrow_is_not_packed(name: str) -> None:
+    policy = LOCAL[name]()
     rng = np.random.default_rng(0)
-    long = Group("long", rng.integers(2, 61, 70), [Rollout(rng.integers(2, 61, 20), float(k % 2)) for k in range(4)])
+    long = Group("long", rng.integers(2, 61, 60), [Rollout(rng.integers(2, 61, 20), float(k % 2)) for k in range(4)])
     validation = make_groups(8, 2, prefix="v")
-    with pytest.warns(GradAlignWarning, match="sliding window"):
+    with pytest.warns(GradAlignWarning, match="cannot share"):
         exact = score(policy, [long], validation, Objective(), "exact").alignments[0].numbers
     truth = score(policy, [long], validation, Objective(), "reference").alignments[0].numbers
     assert exact.cosine == pytest.approx(truth.cosine, abs=1e-9)
+
+
+@pytest.mark.parametrize("boundary", ["SWEEP", "GROUPS"])
+def test_directional_in_several_sweeps(boundary: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = measured(make_policy("llama"), "directional", Objective(), batch_tokens=40)
+    monkeypatch.setattr(f"gradalign.alignment.directional.{boundary}", 1)
+    assert measured(make_policy("llama"), "directional", Objective(), batch_tokens=40) == whole
+
+
+def test_half_precision_does_not_lose_small_coefficients() -> None:
+    rng = np.random.default_rng(0)
+    groups = [Group(f"g{i}", rng.integers(2, 61, 8), [Rollout(rng.integers(2, 61, 60), float(k % 2)) for k in range(8)])
+              for i in range(4)]  # fmt: skip
+    for coefficient in (1.0, 1e-6):  # rewards in tiny units
+        for group in groups:
+            for k, rollout in enumerate(group.rollouts):
+                rollout.reward = coefficient * (k % 2)
+        half = Exact(make_policy("llama", torch.float16), Objective(), 4096, True).gradient(groups[0])
+        full = Exact(make_policy("llama"), Objective(), 4096, True).gradient(groups[0])
+        a, b = flat(half), flat(full)
+        assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.999
+        assert np.linalg.norm(a) == pytest.approx(np.linalg.norm(b), rel=0.02)
 
 
 def test_nan_while_scoring_names_the_problem() -> None:

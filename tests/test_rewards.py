@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -106,11 +109,35 @@ def _hangs(**_: Any) -> list[float]:
         (lambda **_: [1.0, float("nan")], r"returned nan"),
         (lambda **_: 1.0, r"returned float; return a list"),
         (lambda **_: ["1", "0"], r"returned '1'"),
+        (lambda **_: np.float64(1), r"returned float64; return a list"),
+        (lambda **_: [10**400, 1], r"return finite numbers"),
+        (lambda completions: [1.0, 0.0], r"unexpected keyword argument.*; take \*\*columns"),
+        (lambda **_: re.match(r"(a+)+$", "a" * 60 + "b"), r"no answer within 0.2 s"),
     ],
 )
 def test_rewards_that_break_their_contract(function: Any, message: str) -> None:
     with pytest.raises(GradAlignError, match=message):
         pay(function, timeout=0.2)
+
+
+@pytest.mark.parametrize(
+    "values", [[np.float32(0.5), np.int64(1)], (0.5, 1), torch.tensor([0.5, 1.0]), [torch.tensor(0.5), True]]
+)
+def test_numbers_of_any_library_are_taken(values: Any) -> None:
+    assert pay(lambda **_: values) == [0.5, 1.0]
+
+
+def test_the_time_limit_also_holds_outside_the_main_thread() -> None:
+    def spins(**_: Any) -> list[float]:
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            pass
+        return [1.0, 1.0]
+
+    with ThreadPoolExecutor() as pool, pytest.raises(GradAlignError, match="no answer within"):
+        pool.submit(pay, spins, timeout=0.2).result()
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(pay, exact).result() == [0.0, 0.0]
 
 
 def test_finding_rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,10 @@ STRUCTURE = {
     "huge token": ({**GOOD, "response_ids": [10**30]}, r"too large"),
     "no reward": ({**GOOD, "reward": None}, r"field 'reward' is missing"),
     "reward text": ({**GOOD, "reward": "good"}, r"field 'reward' is str 'good'; write a number"),
+    "half a character": ({**GOOD, "response": "\ud800"}, r"r\.jsonl:2: holds half a character"),
+    "deep": ('{"key": ' + "[" * 99999, r"r\.jsonl:2: not JSON"),
+    "reward huge": ({**GOOD, "reward": 10**400}, r"field 'reward' is int"),
+    "a problem": ({"prompt": "1+1=", "answer": "2"}, r"look like problems: sample them first with .gradalign rollout"),
     "short mask": ({**GOOD, "response_mask": [True]}, r"field 'response_mask' has 1 items for 2 response tokens"),
     "odd mask": ({**GOOD, "response_mask": [0, 2]}, r"field 'response_mask'.*true and false"),
     "short logprobs": ({**GOOD, "logprobs": [0.1, 0.2, 0.3]}, r"field 'logprobs' has 3 items for 2"),
@@ -115,6 +119,22 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes(b'{"key": "\xe9"}\n')
     with pytest.raises(GradAlignError, match="not UTF-8"):
         read_rollouts(tmp_path / "latin.jsonl")
+
+
+def test_byte_order_marks_and_foreign_columns_are_read(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text(json.dumps(GOOD) + "\n", encoding="utf-8-sig")
+    assert len(read_rollouts(tmp_path / "r.jsonl")) == 1
+    times = pa.array([1, 2**62], pa.timestamp("ns"))
+    table = pa.Table.from_pylist([GOOD, GOOD]).append_column("when", times)
+    ids = pa.array([[3, 4], [3, 4]], pa.large_list(pa.int64()))
+    table = table.set_column(table.schema.get_field_index("response_ids"), "response_ids", ids)
+    pq.write_table(table, tmp_path / "r.parquet")
+    assert len(read_rollouts(tmp_path / "r.parquet")[0].rollouts) == 2
+
+
+def test_every_rows_policy_counts(tmp_path: Path) -> None:
+    path = lines(tmp_path / "r.jsonl", {**GOOD, "policy": "a"}, {**GOOD, "policy": "b"})
+    assert read_rollouts(path)[0].policy == "several policies"
 
 
 def test_a_truncated_parquet_file_is_named(tmp_path: Path) -> None:

@@ -2,24 +2,27 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 
-from gradalign.errors import GradAlignError
+from gradalign.errors import GradAlignError, GradAlignWarning
 from gradalign.policy.group import Group
-from gradalign.policy.load import Policy
+from gradalign.policy.load import Policy, cover
 from gradalign.problems.embedded import make_pool
 from gradalign.problems.schema import Problem
-from gradalign.rewards.base import Reward
+from gradalign.rewards.base import Reward, find_reward
 from gradalign.rewards.countdown import countdown
 from gradalign.rewards.text import exact
 from gradalign.rollouts.collect import collect, prompt_tokens
 from gradalign.rollouts.sample import Sampling, plan, sample_batch
-from gradalign.rollouts.table import to_rows
+from gradalign.rollouts.table import to_rows, write_rollouts
+from tests.conftest import make_policy
 
 SAMPLING = Sampling(rollouts=4, max_new_tokens=10, batch_rollouts=16)
 REWARD = Reward("countdown", countdown)
@@ -70,7 +73,9 @@ def test_stop_texts_end_a_response_and_stay_out_of_its_text(embedded: Policy) ->
     for response in stopped:
         assert response.finish_reason == "stop"
         assert response.text == embedded.decode(response.ids)[:-1]
-    assert not any("+" in r.text or "*" in r.text for r in responses)
+    assert not any(sign in str(r.text) for r in responses for sign in "+*")
+    (responses,) = sample_batch(embedded, ["k"], [ids], dataclasses.replace(sampling, stop=tuple("0123456789(")))
+    assert {r.text for r in responses if r.finish_reason == "stop" and len(r.ids) == 1} == {""}
 
 
 def test_samples_follow_the_distribution(embedded: Policy) -> None:
@@ -150,18 +155,116 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
     assert not part.exists()
 
 
-def test_another_runs_leftover_is_refused(embedded: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_interrupted_run_leaves_is_guarded(
+    embedded: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problems = make_pool("mixed", 12, 0)
+    calls: list[int] = []
+
+    def failing(**columns: Any) -> list[float]:
+        calls.append(1)
+        if len(calls) > fine:
+            raise ValueError("judge is down")
+        return [0.0] * len(columns["completions"])
+
+    def run(reward: Callable[..., Any], **sampling: Any) -> list[Group]:
+        settings = dataclasses.replace(SAMPLING, **sampling)
+        return collect(embedded, problems, Reward("countdown", reward), settings, tmp_path / "r.parquet")
+
+    part = tmp_path / "r.parquet.part"
+    fine = 0
+    with pytest.raises(GradAlignError, match="judge is down"):
+        run(failing)
+    calls.clear()
+    fine = 8  # nothing was finished: another run may take the place
+    with pytest.raises(GradAlignError, match="judge is down"):
+        run(failing, seed=5)
+    assert part.read_bytes().count(b"\n") == 3
+    with pytest.raises(GradAlignError, match=r"r\.parquet\.part: holds an unfinished run \(it differs in: sampling\)"):
+        run(failing)
+    lines = part.read_bytes().splitlines(keepends=True)
+    for damage in (b"junk\n", b"[]\n", b'{"rows": [null]}\n', b'{"rows": []}\n', b"\n", lines[2]):
+        part.write_bytes(lines[0] + damage + lines[2])
+        calls.clear()
+        with (
+            pytest.warns(GradAlignWarning, match="its batch 1 is damaged"),
+            pytest.raises(GradAlignError, match="down"),
+        ):
+            run(failing, seed=5)
+        assert part.read_bytes() == b"".join(lines)
+    for foreign in (b"my notes\n", b"\xff\xfe\n", b"[1]\n"):
+        part.write_bytes(foreign)
+        with pytest.raises(GradAlignError, match="is in the way and no leftover of this program"):
+            run(failing, seed=5)
+        assert part.read_bytes() == foreign
+
+
+def test_an_edited_reward_is_another_run(embedded: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = tmp_path / "edited_reward.py"
+    module.write_text("def pay(completions, **_): return [0.0] * len(completions)\n")
+    before = Reward("python:edited_reward:pay", find_reward("python:edited_reward:pay")).identity
+    module.write_text("def pay(completions, **_): return [1.0] * len(completions)\n")
+    after = Reward("python:edited_reward:pay", find_reward("python:edited_reward:pay")).identity
+    assert before != after
+
+
+def test_two_processes_cannot_share_a_table(embedded: Policy, tmp_path: Path) -> None:
     problems = make_pool("mixed", 4, 0)
 
-    def fail(**_: Any) -> list[float]:
-        raise ValueError("judge is down")
+    def meanwhile(**columns: Any) -> list[float]:
+        collect(embedded, problems, REWARD, SAMPLING, tmp_path / "r.parquet")
+        return [0.0] * len(columns["completions"])
 
-    with pytest.raises(GradAlignError, match="judge is down"):
-        collect(embedded, problems, Reward("countdown", fail), SAMPLING, tmp_path / "r.parquet")
-    other = dataclasses.replace(SAMPLING, seed=5)
-    with pytest.raises(GradAlignError, match=r"r\.parquet\.part: holds an unfinished run with another sampling"):
-        collect(embedded, problems, REWARD, other, tmp_path / "r.parquet")
+    with pytest.raises(GradAlignError, match="another process is at work on it"):
+        collect(embedded, problems, Reward("countdown", meanwhile), SAMPLING, tmp_path / "r.parquet")
     assert len(collect(embedded, problems, REWARD, SAMPLING, tmp_path / "r.parquet")) == 4
+
+
+def test_a_table_that_lost_rows_is_refused(embedded: Policy, tmp_path: Path) -> None:
+    problems = make_pool("mixed", 4, 0)
+    groups = collect(embedded, problems, REWARD, SAMPLING, tmp_path / "r.parquet")
+    write_rollouts(tmp_path / "r.parquet", groups[:2])
+    with pytest.raises(GradAlignError, match="does not hold this run's problems and rollouts"):
+        collect(embedded, problems, REWARD, SAMPLING, tmp_path / "r.parquet")
+
+
+class Spelling:
+    """A tokenizer of one character a token, for models that have none."""
+
+    eos_token_id = 1
+
+    def decode(self, ids: list[int], **_: Any) -> str:
+        return "".join(chr(64 + i) for i in ids)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "qwen2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_padded_prompts_of_any_architecture(name: str, dtype: torch.dtype) -> None:
+    """Learnt positions and sliding windows would show a wrong left padding, which rotary positions forgive."""
+    policy = make_policy(name, dtype)
+    policy.__dict__["tokenizer"] = Spelling()
+    prompts = [np.arange(2, 2 + n) for n in (3, 9, 6)]
+    sampled = sample_batch(policy, ["a", "b", "c"], prompts, dataclasses.replace(SAMPLING, max_new_tokens=8))
+    for prompt, responses in zip(prompts, sampled, strict=True):
+        for response in responses:
+            expected = recomputed(policy, prompt, np.array(response.ids), 1.0)
+            np.testing.assert_allclose(response.logprobs, expected, atol=1e-4)
+
+
+def test_a_recurrent_model_is_refused_in_one_line() -> None:
+    torch.manual_seed(0)
+    config = transformers.MambaConfig(vocab_size=61, hidden_size=32, num_hidden_layers=2, state_size=4, eos_token_id=1)
+    policy = cover(transformers.MambaForCausalLM(config).eval(), "mamba")
+    policy.__dict__["tokenizer"] = Spelling()
+    with pytest.raises(GradAlignError, match="keeps a recurrent state; sample with your own engine"):
+        sample_batch(policy, ["a"], [np.arange(2, 6)], SAMPLING)
+
+
+def test_a_distribution_that_is_not_finite_names_the_problem(embedded: Policy) -> None:
+    ids = np.array(prompt_tokens(embedded, make_pool("countdown", 1, 0)[0]), np.int64)
+    with pytest.raises(GradAlignError, match="problem 'k': the policy's distribution is not finite"):
+        sample_batch(embedded, ["k"], [ids], dataclasses.replace(SAMPLING, temperature=1e-40))
 
 
 def test_prompts_that_cannot_be_asked(embedded: Policy, tmp_path: Path) -> None:

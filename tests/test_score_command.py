@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
 import torch
 
 from gradalign.policy.load import load_policy
@@ -189,7 +190,16 @@ def _not_a_model(tmp: Path, files: tuple[Path, Path]) -> tuple[list[Any], str]:
     return ["--model", tmp / "empty"], "the folder holds no config.json"
 
 
+def _lacking(tmp: Path, files: tuple[Path, Path]) -> tuple[list[Any], str]:
+    make_policy("llama").model.save_pretrained(tmp / "lacking")
+    weights = safetensors.torch.load_file(tmp / "lacking" / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    safetensors.torch.save_file(weights, tmp / "lacking" / "model.safetensors", {"format": "pt"})
+    return ["--model", tmp / "lacking"], r"the weights lack 1 tensors \(first: model.layers.1.mlp.up_proj.weight\)"
+
+
 BAD: dict[str, Bad] = {
+    "tensor missing": _lacking,
     "no candidates": lambda tmp, files: (["--candidates", tmp / "no.jsonl"], r"no\.jsonl: no such file"),
     "one-sided validation": _one_sided,
     "no weights": _no_weights,
@@ -262,7 +272,7 @@ def test_a_lora_adapter_covers_its_own_parameters(
     torch.manual_seed(1)
     model = peft.get_peft_model(
         make_policy("llama").model,
-        peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False),
+        peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "embed_tokens"], init_lora_weights=False),
     )
     model.save_pretrained(str(tmp_path / "adapter"))
     results = {}
@@ -278,6 +288,11 @@ def test_a_lora_adapter_covers_its_own_parameters(
     policy = load_policy(str(llama_folder), adapter=str(tmp_path / "adapter"))
     assert all("lora_" in name for name in policy.names)
     assert policy.covered == 1.0
+    weights = safetensors.torch.load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    renamed = {name.replace("layers.0", "layers.7"): tensor for name, tensor in weights.items()}
+    safetensors.torch.save_file(renamed, tmp_path / "adapter" / "adapter_model.safetensors", {"format": "pt"})
+    error = gradalign(*arguments(llama_folder, files, out, "--adapter", tmp_path / "adapter")).error
+    assert "its tensors do not fit this model" in error
     shutil.rmtree(tmp_path / "adapter")
     assert "adapter" in gradalign(*arguments(llama_folder, files, out, "--adapter", tmp_path / "adapter")).error
 

@@ -143,7 +143,7 @@ BAD: dict[str, tuple[list[Any], str]] = {
     "contributions": (["--top", "3", "--strategy", "corr"], "or --contributions"),
     "unwritable": (["--top", "3", "--out", "/proc/none/run"], "/proc/none/run: cannot be written"),
     "number": (["--top", "3", "--reward", "python:json:dumps"], "reward 'python:json:dumps' on problem"),
-    "threshold": (["--threshold", "7"], "no problem could be chosen"),
+    "threshold": (["--threshold", "7"], "none of the"),
 }
 
 
@@ -178,6 +178,94 @@ def test_a_run_folder_refuses_problems_that_changed(gradalign: Run, select: list
     with (tmp_path / "pool.jsonl").open("a") as file:
         file.write('{"prompt": "1+1=", "answer": "2"}\n')
     assert "holds another run (differs in problems)" in gradalign(*select, "--top", "3").error
+
+
+def test_rollout_notices_changed_problems_and_metadata(gradalign: Run, tmp_path: Path) -> None:
+    pool = tmp_path / "p.jsonl"
+    row = {"prompt": "3,5,7>22=", "answer": "22", "numbers": [3, 5, 7]}
+    pool.write_text(json.dumps(row) + "\n")
+    command = ["rollout", *BASE, "-n", "4", "--problems", pool, "--out", tmp_path / "r.parquet"]
+    assert gradalign(*command).status == 0
+    pool.write_text(json.dumps({**row, "numbers": [9, 9]}) + "\n")
+    assert "r.parquet: exists and is of another run" in gradalign(*command).error
+    (tmp_path / "r.parquet").unlink()
+    assert gradalign(*command).status == 0
+
+
+def test_configurations_are_not_overwritten_by_another_table(gradalign: Run, tmp_path: Path) -> None:
+    spec = ["--problems", "embedded:arithmetic?size=8", "-n", "4"]
+    assert gradalign("rollout", *BASE, *spec, "--out", tmp_path / "r.jsonl").status == 0
+    assert "is not that of r.parquet" in gradalign("rollout", *BASE, *spec, "--out", tmp_path / "r.parquet").error
+    assert gradalign("rollout", *BASE, *spec, "--out", tmp_path / "c.parquet").status == 0
+    files = ["--candidates", tmp_path / "r.jsonl", "--validation", tmp_path / "r.jsonl", "--model", "embedded"]
+    assert "is not that of r.parquet" in gradalign("score", *files, "--out", tmp_path / "r.parquet").error
+    (tmp_path / "c.config.json").unlink()
+    assert "is no alignment table" in gradalign("score", *files, "--out", tmp_path / "c.parquet").error
+    (tmp_path / "notes.config.json").write_text("mine")
+    assert "not JSON" in gradalign("score", *files, "--out", tmp_path / "notes.parquet").error
+    assert (tmp_path / "notes.config.json").read_text() == "mine"
+
+
+def test_mended_options_may_use_a_folder_where_nothing_was_finished(
+    gradalign: Run, select: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "lower --max-new-tokens" in gradalign(*select, "--top", "3", "--max-new-tokens", "999").error
+    assert "one rollout carries no gradient" in gradalign(*select, "--top", "3", "-n", "1").error
+    error = gradalign(*select, "--top", "3", "--engine", "directional", "--dtype", "bfloat16").error
+    assert "add --dtype float32" in error
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "flaky.py").write_text("def pay(**_): raise ValueError('down')\n")
+    monkeypatch.chdir(tmp_path)
+    assert "raised ValueError: down" in gradalign(*select, "--top", "3", "--reward", "python:flaky:pay").error
+    assert gradalign(*select, "--top", "3").status == 0
+
+
+def test_a_dead_validation_set_is_found_before_candidates_are_sampled(
+    gradalign: Run, select: list[Any], tmp_path: Path
+) -> None:
+    (tmp_path / "val.jsonl").write_text('{"prompt": "2+2=", "answer": "never"}\n')
+    assert "none of the 1 problems carries a gradient" in gradalign(*select, "--top", "3").error
+    assert {p.name for p in (tmp_path / "run" / "round-0000").iterdir()} == {"validation.parquet"}
+
+
+def test_overlap_sees_through_templates_and_chats(gradalign: Run, select: list[Any], tmp_path: Path) -> None:
+    prompt = json.loads((tmp_path / "pool.jsonl").read_text().splitlines()[0])["prompt"]
+    row = {"prompt": [{"role": "user", "content": prompt}], "answer": "1"}
+    (tmp_path / "val.jsonl").write_text(json.dumps(row) + "\n")
+    command = [part for part in select if part != "--allow-overlap"]
+    error = gradalign(*command, "--top", "3", "--template", "1+{prompt}").error
+    assert "1 problems are also in the validation set" in error
+
+
+def test_the_readmes_reward_pays_texts_and_chats(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    blocks = [block for block in text.split("```python\n")[1:] if "def " in block]
+    names: dict[str, Any] = {}
+    exec(blocks[0].split("```")[0], names)
+    right, wrong = names["brief"](["it is 12", "no"], ["12", "12"])
+    assert right > wrong
+    chat = [[{"role": "assistant", "content": content}] for content in ("it is 12", "no")]
+    assert names["brief"](chat, ["12", "12"]) == [right, wrong]
+
+
+def test_a_terminal_without_the_characters_still_gets_the_tables(tmp_path: Path) -> None:
+    small = ["--problems", "24", "--validation", "24", "-n", "8", "--validation-rollouts", "8", "--out", tmp_path / "d"]
+    done = spawn("demo", *small, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0, done.stderr
+    assert "accgreedy" in done.stdout
+
+
+def test_a_closed_pipe_and_a_full_device_are_no_traceback(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "gradalign", "--help"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert (
+        done.stderr == "gradalign: error: output: No space left on device; check the name, the rights and the space\n"
+    )
+    pipe = f"{sys.executable} -m gradalign --help | true"
+    done = subprocess.run(pipe, shell=True, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr == ""
 
 
 def test_demo(tmp_path: Path) -> None:

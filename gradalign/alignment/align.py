@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from gradalign.alignment.direction import Direction, build_direction
+from gradalign.alignment.direction import Direction, build_direction, require_gradient
 from gradalign.alignment.directional import Directional, Step
 from gradalign.alignment.exact import Exact
 from gradalign.alignment.record import Alignment, Numbers
@@ -15,7 +15,7 @@ from gradalign.alignment.reference import Reference
 from gradalign.errors import GradAlignError, nearest, warn
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
-from gradalign.policy.logprobs import longest
+from gradalign.policy.logprobs import shares_prompts
 from gradalign.policy.objective import Objective
 
 EngineName = Literal["exact", "directional", "reference"]
@@ -92,16 +92,19 @@ def score(
     Raises:
         GradAlignError: unknown engine; no validation problem carries a gradient; a number that is not finite.
     """
-    names = provides(engine, contributions)
-    limit = longest([*candidates, *validation])
-    exact = Exact(policy, objective, batch_tokens, limit)
+    provides(engine, contributions)
+    require_gradient(validation)
+    scored = [group for group in candidates if group.status == "scored"]
+    trusted = [group for group in validation if group.status == "scored"]
+    shared = engine != "reference" and shares_prompts(policy, [*scored, *trusted], batch_tokens)
+    exact = Exact(policy, objective, batch_tokens, shared)
     reference = Reference(policy, objective)
-    forward = Directional(policy, objective, batch_tokens, limit) if engine == "directional" or contributions else None
+    forward = Directional(policy, objective, batch_tokens, shared) if engine == "directional" or contributions else None
     seconds: dict[str, float] = {}
 
     start = time.perf_counter()
     gradient = reference.gradient if engine == "reference" else exact.gradient
-    done = progress("validation direction", sum(group.status == "scored" for group in validation))
+    done = progress("validation direction", len(trusted))
     direction = build_direction(policy, validation, gradient, unit, seed, done)
     seconds["direction"] = time.perf_counter() - start
     if direction.within_noise:
@@ -111,7 +114,6 @@ def score(
             "gradient); more validation problems, or more rollouts of each, make it reliable"
         )
 
-    scored = [group for group in candidates if group.status == "scored"]
     step = None
     if forward is not None and scored:
         start = time.perf_counter()
@@ -136,12 +138,11 @@ def score(
         start = time.perf_counter()
         done = progress("contributions", len(scored))
         for group, more in zip(scored, forward.measure(scored, direction), strict=True):
+            more.require_finite(group)
             own = numbers[id(group)]
             own.se, own.t, own.corr = more.se, more.t, more.corr
             done()
         seconds["contributions"] = time.perf_counter() - start
 
     alignments = [Alignment.of(group, numbers.get(id(group))) for group in candidates]
-    for alignment in alignments:
-        assert alignment.status != "scored" or alignment.numbers.dot is not None or "dot" not in names
     return Scored(direction, alignments, seconds, step)

@@ -23,6 +23,7 @@ class Direction:
         norm: |v|.
         n_problems: validation problems that carry a gradient.
         n_zero_variance: validation problems whose rewards do not vary; they carry none.
+        n_invalid: validation problems that bad rows have marked.
         reliability: cosine between the directions of two disjoint halves of the validation set; None with fewer
             than two problems.
         reliability_se: standard error of that cosine over the second half's problems; None with fewer than four.
@@ -32,6 +33,7 @@ class Direction:
     norm: float
     n_problems: int
     n_zero_variance: int
+    n_invalid: int
     reliability: float | None
     reliability_se: float | None
 
@@ -41,16 +43,36 @@ class Direction:
             "norm": self.norm,
             "problems": self.n_problems,
             "zero_variance": self.n_zero_variance,
+            "invalid": self.n_invalid,
             "reliability": self.reliability,
             "reliability_se": self.reliability_se,
         }
 
     @property
     def within_noise(self) -> bool:
-        """Whether the halves agree by less than two standard errors, or are too small to tell."""
+        """Whether the halves' agreement is not significant (t-test at 2.5 %), or they are too small to tell."""
         if self.reliability is None or self.reliability_se is None:
             return True
-        return self.reliability < 2 * self.reliability_se
+        return self.reliability < _t_quantile(self.n_problems // 2 - 1) * self.reliability_se
+
+
+def require_gradient(groups: Sequence[Group]) -> None:
+    """Refuse a validation set without a gradient.
+
+    Raises:
+        GradAlignError: no problem's rewards vary.
+    """
+    if any(group.status == "scored" for group in groups):
+        return
+    if groups and max(len(group.rollouts) for group in groups) == 1:
+        raise GradAlignError(
+            f"validation: each of the {len(groups)} problems has a single rollout, and a gradient needs rewards that "
+            "differ within a problem; sample several rollouts of each"
+        )
+    raise GradAlignError(
+        f"validation: none of the {len(groups)} problems carries a gradient: within each, every rollout got the same "
+        "reward; take problems that the policy solves sometimes, or more rollouts for each"
+    )
 
 
 def build_direction(
@@ -78,12 +100,8 @@ def build_direction(
     Raises:
         GradAlignError: no validation problem carries a gradient, or the gradients are not finite or cancel.
     """
+    require_gradient(groups)
     scored = [group for group in groups if group.status == "scored"]
-    if not scored:
-        raise GradAlignError(
-            f"validation: none of the {len(groups)} problems carries a gradient: within each, every rollout got the "
-            "same reward; take problems that the policy solves sometimes, or more rollouts for each"
-        )
     scored.sort(key=lambda group: uniform_hash(seed, group.key))
     halves = scored[: (len(scored) + 1) // 2], scored[(len(scored) + 1) // 2 :]
     sums: list[list[torch.Tensor]] = []
@@ -120,11 +138,20 @@ def build_direction(
     for a in first:
         a.div_(norm)
     silent = sum(group.status == "zero_variance" for group in groups)
-    return Direction(first, norm, len(scored), silent, reliability, reliability_se)
+    invalid = len(groups) - len(scored) - silent
+    return Direction(first, norm, len(scored), silent, invalid, reliability, reliability_se)
 
 
 def _dot(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
     return sum(float(dot(x, y)) for x, y in zip(a, b, strict=True))
+
+
+def _t_quantile(degrees: int) -> float:
+    """97.5 % quantile of Student's t, by its expansion around the normal's (Abramowitz and Stegun 26.7.5)."""
+    z, n = 1.959964, float(degrees)
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / n + second / n**2 + third / n**3
 
 
 SPAN, CHUNK = 2**12, 2**22

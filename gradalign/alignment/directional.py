@@ -1,4 +1,4 @@
-"""Engine ``directional``: no backward pass for candidates at all.
+"""Engine ``directional``: forward passes alone, but for the self-check of a few groups.
 
 A rollout's derivative c_k = <grad log pi(y_k), v/|v|> is a directional derivative, hence a difference of two forward
 passes with the weights moved by a step h along v/|v|:
@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from gradalign.alignment.record import Floats, Numbers, from_contributions
 from gradalign.errors import GradAlignError
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
-from gradalign.policy.logprobs import shares_prompts, token_logprobs
+from gradalign.policy.logprobs import token_logprobs
 from gradalign.policy.objective import Objective
 from gradalign.policy.packing import Row, batches_of, lay_out, rows_of
 from gradalign.problems.schema import uniform_hash
@@ -40,7 +39,9 @@ TRIED = 8
 TOLERANCE = 0.05
 """Largest error of the dots on those groups, relative to their root mean square, that is let pass."""
 SWEEP = 64
-"""Batches between two moves of the weights."""
+"""Batches between two moves of the weights, at most."""
+GROUPS = 256
+"""Groups measured at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,19 @@ class Step:
     error: float
 
 
+def require_float32(policy: Policy) -> None:
+    """Refuse weights in which a finite-difference step is lost.
+
+    Raises:
+        GradAlignError: the weights are in a shorter floating-point type than float32.
+    """
+    if policy.dtype not in (torch.float32, torch.float64):
+        raise GradAlignError(
+            f"forward-only scores need float32 weights: in {str(policy.dtype).removeprefix('torch.')} the step is "
+            "lost in rounding; add --dtype float32, or take --engine exact without --contributions"
+        )
+
+
 class Directional:
     """See the module's text.
 
@@ -63,36 +77,26 @@ class Directional:
         policy: the policy; float32 (or float64) weights.
         objective: what is differentiated.
         batch_tokens: tokens in one forward pass, at most (one row at least).
-        longest: longest sequence to be scored, in tokens.
+        shared: a group's prompt is computed once; see `gradalign.policy.logprobs.shares_prompts`.
 
     Raises:
         GradAlignError: the weights are in a shorter floating-point type.
     """
 
-    name = "directional"
     provides = frozenset({"dot", "se", "t", "corr"})
 
-    def __init__(self, policy: Policy, objective: Objective, batch_tokens: int, longest: int) -> None:
-        if policy.dtype not in (torch.float32, torch.float64):
-            raise GradAlignError(
-                f"forward-only scores need float32 weights: in {str(policy.dtype).removeprefix('torch.')} the step is "
-                "lost in rounding; add --dtype float32, or take --engine exact without --contributions"
-            )
+    def __init__(self, policy: Policy, objective: Objective, batch_tokens: int, shared: bool) -> None:
+        require_float32(policy)
         self.policy = policy
         self.objective = objective
         self.batch_tokens = batch_tokens
-        self.longest = longest
+        self.shared = shared
         self.step: Step | None = None
-
-    @cached_property
-    def shared(self) -> bool:
-        """Whether a group's prompt is computed once."""
-        return shares_prompts(self.policy, self.longest)
 
     def measure(self, groups: Sequence[Group], direction: Direction) -> Iterator[Numbers]:
         """Dot, se, t and corr of each group; call `calibrate` first."""
-        for start in range(0, len(groups), 256):
-            some = groups[start : start + 256]
+        for start in range(0, len(groups), GROUPS):
+            some = groups[start : start + GROUPS]
             for group, derivatives in zip(some, self.derivatives(some, direction), strict=True):
                 yield (
                     from_contributions(group, self.objective, derivatives)
@@ -128,7 +132,7 @@ class Directional:
             GradAlignError: no step comes within `TOLERANCE`.
         """
         some = sorted(groups, key=lambda group: uniform_hash("calibrate", group.key))[:TRIED]
-        exact = Exact(self.policy, self.objective, self.batch_tokens, self.longest)
+        exact = Exact(self.policy, self.objective, self.batch_tokens, self.shared)
         known = list(exact.measure(some, direction))
         for group, numbers in zip(some, known, strict=True):
             numbers.require_finite(group)
@@ -140,7 +144,8 @@ class Directional:
             for length in untried:
                 derivatives = self.derivatives(some, direction, length)
                 dots = [from_contributions(g, self.objective, d).dot for g, d in zip(some, derivatives, strict=True)]
-                errors[length] = float(np.sqrt(((np.array(dots, np.float64) - truth) ** 2).mean())) / scale
+                error = float(np.sqrt(((np.array(dots, np.float64) - truth) ** 2).mean())) / scale
+                errors[length] = error if np.isfinite(error) else np.inf
             best = min(errors, key=lambda length: errors[length])
             untried = [length for length in (best / FACTOR, best * FACTOR) if length not in errors]
         if not errors[best] <= TOLERANCE:

@@ -3,13 +3,13 @@
 A group's prompt is computed once where the architecture allows it; equal responses are computed once, their
 coefficients added up. Each covered parameter's gradient is reduced to its inner product with the direction and its
 squared norm as soon as it is complete, and freed: nothing of a group but these two numbers outlives its backward pass.
-A group too large for one pass is added up over several.
+A group too large for one pass is added up over several; only then is a whole gradient carried between them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, partial
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from gradalign.alignment.direction import Direction, dot
 from gradalign.alignment.record import Floats, Numbers
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
-from gradalign.policy.logprobs import shares_prompts, token_logprobs
+from gradalign.policy.logprobs import token_logprobs
 from gradalign.policy.objective import Objective
 from gradalign.policy.packing import lay_out, rows_of
 
@@ -33,22 +33,16 @@ class Exact:
         policy: the policy.
         objective: what is differentiated.
         batch_tokens: tokens in one forward and backward pass, at most (one rollout at least).
-        longest: longest sequence to be scored, in tokens; decides whether prompts can be shared.
+        shared: a group's prompt is computed once; see `gradalign.policy.logprobs.shares_prompts`.
     """
 
-    name = "exact"
     provides = frozenset({"dot", "norm", "cosine"})
 
-    def __init__(self, policy: Policy, objective: Objective, batch_tokens: int, longest: int) -> None:
+    def __init__(self, policy: Policy, objective: Objective, batch_tokens: int, shared: bool) -> None:
         self.policy = policy
         self.objective = objective
         self.batch_tokens = batch_tokens
-        self.longest = longest
-
-    @cached_property
-    def shared(self) -> bool:
-        """Whether a group's prompt is computed once."""
-        return shares_prompts(self.policy, self.longest)
+        self.shared = shared
 
     def gradient(self, group: Group) -> list[torch.Tensor]:
         """The group's policy gradient, one tensor a covered parameter, in the reduction dtype."""
@@ -83,14 +77,16 @@ class Exact:
         policy = self.policy
         group, summed = self._distinct(group)
         rows = list(rows_of(group, self.batch_tokens, self.shared))
-        coefficients = torch.from_numpy(summed).to(policy.device, policy.reduction_dtype)
+        # Half precision would lose small coefficients; a power of two changes nothing else.
+        scale = 2.0 ** np.floor(np.log2(np.abs(summed).max())) if len(summed) else 1.0
+        coefficients = torch.from_numpy(summed / scale).to(policy.device, policy.reduction_dtype)
         carried: dict[int, torch.Tensor] = {}
         last = False
 
         def complete(index: int, parameter: torch.Tensor) -> None:
             grad, parameter.grad = parameter.grad, None
             assert grad is not None
-            grad = grad.to(policy.reduction_dtype)
+            grad = grad.to(policy.reduction_dtype) * scale
             if index in carried:
                 grad = carried.pop(index).add_(grad)
             if last:

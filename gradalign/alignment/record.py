@@ -101,5 +101,6 @@ def from_contributions(group: Group, objective: Objective, derivatives: Floats) 
     if np.ptp(moved) > 0:
         centred_rewards, centred_moves = rewards - rewards.mean(), moved - moved.mean()
         scale = math.sqrt(float((centred_rewards**2).sum() * (centred_moves**2).sum()))
-        corr = float((centred_rewards * centred_moves).sum()) / scale
+        if scale > 0:
+            corr = min(1.0, max(-1.0, float((centred_rewards * centred_moves).sum()) / scale))
     return Numbers(dot=dot, se=se, t=dot / se if se > 0 else None, corr=corr)

@@ -21,7 +21,6 @@ from gradalign.policy.objective import Objective
 class Reference:
     """See the module's text."""
 
-    name = "reference"
     provides = frozenset({"dot", "norm", "cosine", "se", "t", "corr"})
 
     def __init__(self, policy: Policy, objective: Objective) -> None:

@@ -47,6 +47,14 @@ def write_alignments(path: Path, alignments: Sequence[Alignment]) -> None:
         pq.write_table(to_table(alignments), part)
 
 
+def is_alignments(path: Path) -> bool:
+    """Whether the file is a table that `write_alignments` wrote."""
+    try:
+        return pq.read_schema(path).names == SCHEMA.names
+    except (OSError, pa.ArrowException):
+        return False
+
+
 def read_alignments(path: Path) -> list[Alignment]:
     """Read a table that `write_alignments` wrote.
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from gradalign.alignment.record import unscored
 from gradalign.cli.options import Count, Share
@@ -36,7 +39,7 @@ class DemoOptions(Options):
     """Responses for each candidate."""
     validation_rollouts: Count = 32
     """Responses for each validation problem."""
-    fraction: Share = 0.125
+    fraction: Annotated[float, Field(gt=0, le=1)] = 0.125
     """Share of the candidates to choose."""
     corrupt: Share = 0.5
     """Chance of each candidate to be paid by a fair coin."""
@@ -70,10 +73,10 @@ def run(arguments: Sequence[str]) -> None:
         result = run_round(policy, pool, validation, (Reward("countdown", countdown, coin=coin), trusted), plan, folder,
                            progress)  # fmt: skip
     assert result.scored is not None
-    assert result.scored.step is not None
     written = write_choice(folder, pool, result.alignments, ["trl"])
     show(direction_line(result.scored.direction, result.seconds["direction"]))
-    show(step_line(result.scored.step))
+    if result.scored.step is not None:
+        show(step_line(result.scored.step))
     times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items())
     show(f"{result.rollouts:,} rollouts; {times}\n")
     for made in alignment_tables(result.alignments, {p.key: prompt_text(p.prompt) for p in pool}):

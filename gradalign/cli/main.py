@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -21,37 +22,67 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; gives the exit status: 0, or 2 after a mistake that the user can mend."""
+    """Run a command; gives the exit status: 0, 2 after a mistake that the user can mend, 130 when interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_help())
-        return 0
-    if arguments[0] == "--version":
-        print(f"gradalign {__version__}")
-        return 0
-    command = arguments[0]
-    # Waiting threads that spin starve small tensors of the few cores a laptop has; read when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    prefix = "gradalign" if command not in COMMANDS else f"gradalign {command}"
+    prefix = f"gradalign {arguments[0]}" if arguments and arguments[0] in COMMANDS else "gradalign"
 
     def show(message: Warning | str, category: type[Warning], *place: object) -> None:
         print(f"{prefix}: warning: {message}", file=sys.stderr)
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without the characters gets the table all the same
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libraries talk to developers; ours are for the user
         warnings.simplefilter("always", GradAlignWarning)
         warnings.showwarning = show  # type: ignore[assignment]
         try:
-            if command not in COMMANDS:
-                raise GradAlignError(f"unknown command {command!r}{nearest(command, COMMANDS)}")
-            importlib.import_module(f"gradalign.cli.{command}").run(arguments[1:])
-        except GradAlignError as error:
-            print(f"{prefix}: error: {error}", file=sys.stderr)
-            return 2
+            _run(arguments)
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader of our output has left
+            _drop_output()
+            return 1
         except KeyboardInterrupt:
-            print(f"{prefix}: interrupted; the same command goes on where it stopped", file=sys.stderr)
+            print(f"{prefix}: interrupted; finished rollouts are kept, the same command uses them", file=sys.stderr)
             return 130
+        except (GradAlignError, OSError, MemoryError, RuntimeError) as error:
+            line = _mendable(error)
+            if line is None:
+                raise
+            if isinstance(error, OSError) and error.filename is None:
+                _drop_output()
+            print(f"{prefix}: error: {line}", file=sys.stderr)
+            return 2
     return 0
+
+
+def _run(arguments: Sequence[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+    elif arguments[0] == "--version":
+        print(f"gradalign {__version__}")
+    elif arguments[0] in COMMANDS:
+        # Waiting threads that spin starve small tensors of the few cores a laptop has; read when torch is imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        importlib.import_module(f"gradalign.cli.{arguments[0]}").run(arguments[1:])
+    else:
+        raise GradAlignError(f"unknown command {arguments[0]!r}{nearest(arguments[0], COMMANDS)}")
+
+
+def _mendable(error: BaseException) -> str | None:
+    """One line for an error that is the user's or the machine's to mend; None for a bug, which keeps its traceback."""
+    if isinstance(error, GradAlignError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename or 'output'}: {error.strerror or error}; check the name, the rights and the space"
+    if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
+        return "out of memory; lower --batch-tokens or --batch-rollouts"
+    return None
+
+
+def _drop_output() -> None:
+    """Send what is still to be printed nowhere, so that the interpreter's last flush does not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _help() -> str:

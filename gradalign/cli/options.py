@@ -28,10 +28,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class PolicyOptions(Options):
     """Which policy, and how it is loaded."""
 
-    model: str
+    model: Annotated[str, Field(min_length=1)]
     """The policy: hub id, folder, .gguf file, or `embedded`."""
     adapter: str | None = None
-    """LoRA adapter, folder or hub id; then only its parameters are covered."""
+    """LoRA adapter, folder or hub id; then gradients are over its parameters alone."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     """Type of the weights; auto is float32 on a CPU, else the checkpoint's own."""
     device: str = "auto"
@@ -48,15 +48,17 @@ class ScoringOptions(Options):
     engine: EngineName = "exact"
     """exact: one backward pass a group; directional: forward passes alone; reference: slow and plain."""
     contributions: bool = False
-    """With exact, a further forward-only pass that gives se, t and corr."""
+    """With exact: a further forward-only pass gives each problem's standard error, t and reward correlation."""
     advantage: Advantage = "mean"
-    """Advantages within a group: r - mean; that over the standard deviation; or leave-one-out."""
+    """Of a response within its problem: mean (reward - mean), std (that / standard deviation), loo (reward - mean of
+    the others)."""
     aggregation: Aggregation = "token_mean"
-    """Weight of tokens: over the group's tokens, within each response, or their sum."""
+    """token_mean (all tokens of the problem weigh the same), sequence_mean (all responses do; TRL's grpo), sum (TRL's
+    dapo, bnpo, dr_grpo)."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Log-probabilities are of softmax(logits / temperature); that of sampling."""
+    """Of softmax(logits / temperature), in scoring and, where responses are sampled, in sampling."""
     batch_tokens: Count = 4096
-    """Tokens in one forward or backward pass, at most; changes speed and memory, not scores."""
+    """Tokens in one forward or backward pass, at most; changes speed and memory, not scores (beyond rounding)."""
     unit: bool = False
     """Divide each validation problem's gradient by its norm before averaging."""
     parameters: tuple[str, ...] = ()
@@ -77,9 +79,9 @@ class SelectionOptions(Options):
     top: Count | None = None
     """Choose this many."""
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Choose this share of the candidates."""
+    """Choose this share of the candidates, scored or not, rounded down."""
     threshold: float | None = None
-    """Choose all with at least this score."""
+    """Choose all with at least this score, in the strategy's own units."""
     seed: int = 0
     """Seed of ties, of the validation halves, and of sampling."""
 
@@ -124,18 +126,22 @@ class ProblemOptions(Options):
             raise ValueError("has no {prompt} in it; write where the problem goes")
         return value
 
-    def read(self, spec: str) -> list[Problem]:
-        """Read a pool."""
-        fields = FieldMap(self.prompt_field, self.answer_field, self.key_field, self.source_field)
-        return [as_asked(problem, self.template, self.chat) for problem in read_problems(spec, fields)]
+    def read_plain(self, spec: str) -> list[Problem]:
+        """Read a pool, prompts as they stand in it."""
+        return read_problems(spec, FieldMap(self.prompt_field, self.answer_field, self.key_field, self.source_field))
+
+    def asked(self, problems: Sequence[Problem]) -> list[Problem]:
+        """The problems with their prompts as the policy is asked them."""
+        return [as_asked(problem, self.template, self.chat) for problem in problems]
 
 
 class RewardOptions(Options):
     """Who pays."""
 
     reward: str
-    """exact, number, countdown, or python:pkg.module:function with TRL's signature."""
-    reward_timeout: Annotated[float, Field(gt=0)] = 60.0
+    """exact, number, countdown, or python:pkg.module:function with TRL's signature (a chat problem's completions are
+    lists of messages)."""
+    reward_timeout: Annotated[float, Field(gt=0, le=86400)] = 60.0
     """Seconds that the reward of one problem's responses may take."""
     corrupt: Share = 0.0
     """Chance of each problem to be paid by a fair coin instead, for experiments (never the validation set)."""
@@ -159,7 +165,7 @@ class SamplingOptions(Options):
     max_new_tokens: Count = 128
     """Longest response, in tokens."""
     stop: tuple[str, ...] = ()
-    """Texts that end a response."""
+    """Texts that end a response; \\n is a line break."""
     batch_rollouts: Count = 512
     """Responses decoded side by side, at most; part of the run's identity, since rounding depends on it."""
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from gradalign.cli.options import PolicyOptions, ProblemOptions, RewardOptions, SamplingOptions, distinct
 from gradalign.config import parse, resolved
-from gradalign.curriculum.folder import same_run
+from gradalign.curriculum.folder import claim, same_run
 from gradalign.errors import GradAlignError
 from gradalign.files import check_writable, write_json
 from gradalign.policy.group import Group
@@ -40,19 +40,21 @@ def run(arguments: Sequence[str]) -> None:
     writer_of(options.out)
     distinct("out", options.out, options.problems)
     reward, _ = options.rewards()
-    problems = options.read(options.problems)
+    problems = options.asked(options.read_plain(options.problems))
     policy = options.policy()
     config = options.out.with_suffix(".config.json")
-    facts = resolved("rollout", options, policy=policy.fingerprint, problems=fingerprint(problems))
+    known = {"policy": policy.fingerprint, "problems": fingerprint(problems), "rewards": reward.identity}
+    facts = resolved("rollout", options, **known)
+    claim(config, "rollout", options.out)
     if options.out.exists() and not same_run(config, facts):
         raise GradAlignError(f"{options.out}: exists and is of another run; name another file, or delete it")
     check_writable(options.out)
+    write_json(config, facts)
     start = time.perf_counter()
     with progress_bars() as progress:
         tick = progress("rollouts", len(problems) * options.rollouts)
         sampling = options.sampling(options.rollouts, options.temperature, options.seed)
         groups = collect(policy, problems, reward, sampling, options.out, tick)
-    write_json(config, facts)
     show(table("rollouts", ["", "value"], _summary(groups, time.perf_counter() - start)))
     show(f"wrote {options.out} and {config}")
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gradalign.alignment.align import score
-from gradalign.alignment.table import write_alignments
+from gradalign.alignment.table import is_alignments, write_alignments
 from gradalign.cli.options import PolicyOptions, ScoringOptions, SelectionOptions, distinct
 from gradalign.config import parse, resolved
+from gradalign.curriculum.folder import claim
 from gradalign.errors import GradAlignError, warn
 from gradalign.files import check_writable, write_json
 from gradalign.policy.group import Group
@@ -38,10 +39,13 @@ def run(arguments: Sequence[str]) -> None:
     if options.out.suffix != ".parquet":
         raise GradAlignError(f"option --out: {options.out}: the alignment table is Parquet; name it .parquet")
     distinct("out", options.out, options.candidates, options.validation)
+    config = options.out.with_suffix(".config.json")
+    claim(config, "score", options.out)
+    if options.out.exists() and not is_alignments(options.out):
+        raise GradAlignError(f"option --out: {options.out} exists and is no alignment table; name another file")
     check_writable(options.out)
     policy = options.policy(options.parameters)
-    vocabulary = policy.model.get_input_embeddings().num_embeddings
-    limits = Limits(vocabulary, policy.max_length)
+    limits = Limits.of(policy)
     candidates = read_rollouts(options.candidates, limits, options.on_bad_row)
     validation = read_rollouts(options.validation, limits, options.on_bad_row)
     _compare(policy, candidates, validation)
@@ -53,7 +57,6 @@ def run(arguments: Sequence[str]) -> None:
     choose(scored.alignments, strategy, options.size, options.seed)
     write_alignments(options.out, scored.alignments)
     direction = scored.direction
-    config = options.out.with_suffix(".config.json")
     facts = {
         "strategy": strategy.name,
         "policy": policy.fingerprint,
@@ -81,7 +84,8 @@ def _compare(policy: Policy, candidates: Sequence[Group], validation: Sequence[G
     if others:
         warn(
             f"some rollouts were sampled by another policy ({', '.join(sorted(others))}; this one is "
-            f"{policy.fingerprint}): scores of stale rollouts are biased; sample again with `gradalign rollout`"
+            f"{policy.fingerprint}): scores of stale rollouts are biased; sample again with `gradalign rollout` "
+            "(the same weights in another --dtype count as another policy)"
         )
     held = {group.prompt_ids.tobytes() for group in validation}
     shared = [group.key for group in candidates if group.prompt_ids.tobytes() in held]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from gradalign.alignment.directional import require_float32
 from gradalign.cli.options import (
     Count,
     PolicyOptions,
@@ -19,10 +20,12 @@ from gradalign.config import parse, resolved
 from gradalign.curriculum.folder import open_run, round_folder
 from gradalign.curriculum.round import RoundPlan, run_round, take_chunk, write_choice
 from gradalign.errors import GradAlignError
+from gradalign.policy.load import Policy
 from gradalign.problems.read import overlap
 from gradalign.problems.schema import Problem, fingerprint, prompt_text
 from gradalign.report.console import alignment_tables, direction_line, progress_bars, show, step_line
-from gradalign.selection import find_strategy
+from gradalign.rollouts.collect import prompts_of
+from gradalign.selection import Strategy, find_strategy
 
 
 class SelectOptions(RewardOptions, SelectionOptions, SamplingOptions, ScoringOptions, ProblemOptions, PolicyOptions):
@@ -52,10 +55,15 @@ def run(arguments: Sequence[str]) -> None:
         raise GradAlignError("nothing says how many to choose; give --top, --fraction or --threshold")
     rewards = options.rewards()
     pool, validation = _problems(options)
-    digest = fingerprint([*pool, *validation])
     policy = options.policy(options.parameters)
-    open_run(options.out, resolved("select", options, policy=policy.fingerprint, problems=digest))
     chunk = take_chunk(pool, options.chunk, options.seed)
+    check(policy, options, strategy, [*chunk, *validation])
+    known = {
+        "policy": policy.fingerprint,
+        "problems": fingerprint([*pool, *validation]),
+        "rewards": rewards[0].identity,
+    }
+    open_run(options.out, resolved("select", options, **known))
     plan = RoundPlan(
         strategy=strategy, size=options.size, objective=options.objective, engine=options.engine,
         contributions=options.contributions, unit=options.unit, batch_tokens=options.batch_tokens,
@@ -68,7 +76,6 @@ def run(arguments: Sequence[str]) -> None:
     folder = round_folder(options.out, 0)
     with progress_bars() as progress:
         result = run_round(policy, chunk, validation, rewards, plan, folder, progress)
-    written = write_choice(folder, chunk, result.alignments, options.write)
 
     if result.scored is not None:
         show(direction_line(result.scored.direction, result.seconds["direction"]))
@@ -79,16 +86,18 @@ def run(arguments: Sequence[str]) -> None:
     for made in alignment_tables(result.alignments, {p.key: prompt_text(p.prompt) for p in chunk}):
         show(made)
     if not any(a.selected for a in result.alignments):
-        raise GradAlignError(
-            f"{folder}: no problem could be chosen: none was scored, or none reaches the threshold; take an easier "
-            "pool, or more rollouts"
-        )
+        scored = sum(a.status == "scored" for a in result.alignments)
+        why = "none could be scored; take problems that the policy solves sometimes, or more rollouts of each"
+        if scored:
+            why = f"none of the {scored} scored reaches the threshold; lower it"
+        raise GradAlignError(f"{folder}: no problem was chosen: {why}")
+    written = write_choice(folder, chunk, result.alignments, options.write)
     show(f"wrote {', '.join(map(str, written))}; tables beside it")
 
 
 def _problems(options: SelectOptions) -> tuple[list[Problem], list[Problem]]:
     """(pool, validation set), disjoint."""
-    pool, validation = options.read(options.pool), options.read(options.validation)
+    pool, validation = options.read_plain(options.pool), options.read_plain(options.validation)
     shared = set(overlap(pool, validation))
     if shared and not options.allow_overlap:
         raise GradAlignError(
@@ -98,4 +107,24 @@ def _problems(options: SelectOptions) -> tuple[list[Problem], list[Problem]]:
     pool = [problem for problem in pool if problem.key not in shared]
     if not pool:
         raise GradAlignError(f"{options.pool}: every problem is in the validation set; nothing is left to choose from")
-    return pool, validation
+    return options.asked(pool), options.asked(validation)
+
+
+def check(policy: Policy, options: SelectOptions, strategy: Strategy, problems: Sequence[Problem]) -> None:
+    """Find out before anything is sampled what would stop the run after it.
+
+    Raises:
+        GradAlignError: too few rollouts, a prompt that cannot be asked, weights that the engine cannot take.
+    """
+    if strategy.needs == "nothing":
+        return
+    prompts_of(policy, problems, options.max_new_tokens)
+    if strategy.needs_engine:
+        for name in ("rollouts", "validation_rollouts"):
+            if getattr(options, name) == 1:
+                raise GradAlignError(
+                    f"option --{name.replace('_', '-')}: one rollout carries no gradient: rewards are compared "
+                    "within a problem; sample at least two"
+                )
+        if options.engine == "directional" or options.contributions:
+            require_float32(policy)

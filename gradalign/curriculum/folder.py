@@ -27,7 +27,9 @@ def open_run(folder: Path, config: dict[str, Any]) -> None:
     saved = folder / CONFIG
     if saved.exists():
         differ = _differences(read_json(saved), config)
-        if differ:
+        if differ and _unstarted(folder):
+            write_json(saved, config)
+        elif differ:
             raise GradAlignError(
                 f"{folder}: holds another run (differs in {', '.join(differ)}); name another folder, or give "
                 f"the options saved in {saved}"
@@ -46,14 +48,34 @@ def same_run(saved: Path, config: dict[str, Any]) -> bool:
 
 
 def _differences(saved: Any, config: dict[str, Any]) -> list[str]:
-    """Names in which two configurations of a run differ."""
-    if not isinstance(saved, dict):
+    """Names in which two configurations of a run differ: options by name, facts likewise."""
+    if not isinstance(saved, dict) or not isinstance(saved.get("options"), dict):
         return [CONFIG]
-    flat = [
-        {**{k: v for k, v in c.items() if k not in ("options", "versions", "commit")}, **c.get("options", {}), "out": 0}
-        for c in (saved, config)
-    ]
-    return sorted(name for name in flat[0].keys() | flat[1].keys() if flat[0].get(name) != flat[1].get(name))
+    differ = set()
+    for old, new in ((saved, config), (saved["options"], config["options"])):
+        differ |= {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
+    return sorted(differ - {"options", "versions", "commit", "out"})
+
+
+def _unstarted(folder: Path) -> bool:
+    """Whether the run in ``folder`` has finished nothing yet: no file but its configuration and empty leftovers."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path != folder / CONFIG]
+    return all(path.suffix == ".part" and path.read_bytes().count(b"\n") <= 1 for path in files)
+
+
+def claim(config: Path, command: str, out: Path) -> None:
+    """Refuse a configuration's place that holds something else than ``out``'s configuration.
+
+    Raises:
+        GradAlignError: it is another command's, another table's, or no configuration at all.
+    """
+    if not config.exists():
+        return
+    saved = read_json(config)
+    options = saved.get("options") if isinstance(saved, dict) else None
+    theirs = options.get("out") if isinstance(options, dict) else None
+    if not isinstance(theirs, str) or saved.get("command") != command or Path(theirs).name != out.name:
+        raise GradAlignError(f"{config}: would be overwritten, and is not that of {out.name}; choose another --out")
 
 
 def round_folder(folder: Path, number: int) -> Path:

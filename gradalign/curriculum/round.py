@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gradalign.alignment.align import Scored, score
+from gradalign.alignment.direction import require_gradient
 from gradalign.alignment.record import Alignment, unscored
 from gradalign.alignment.table import write_alignments
 from gradalign.files import write_json
@@ -117,6 +118,7 @@ def run_round(
         place = folder / "validation.parquet"
         trusted = collect(policy, validation, rewards[1], plan.validation_sampling, place, tick)
         seconds["validation rollouts"] = time.perf_counter() - start
+        require_gradient(trusted)  # before the candidates are sampled
     if strategy.needs != "nothing":
         start = time.perf_counter()
         tick = progress("candidate rollouts", len(chunk) * plan.sampling.rollouts)

@@ -147,9 +147,17 @@ def load_policy(
         raise GradAlignError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
     wanted: torch.dtype | str = torch.float32 if dtype == "auto" and place.type != "cuda" else DTYPES.get(dtype, "auto")
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=wanted, **kwargs)
+        both: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=wanted, output_loading_info=True, **kwargs)
+        loaded, info = both
     except Exception as error:
-        raise GradAlignError(f"model {model}: cannot be loaded: {_first_line(error)}") from error
+        here = "" if Path(folder).exists() else "no such folder here, and "
+        raise GradAlignError(f"model {model}: {here}cannot be loaded: {_first_line(error)}") from error
+    lacking = sorted(info["missing_keys"])
+    if lacking:
+        raise GradAlignError(
+            f"model {model}: the weights lack {len(lacking)} tensors (first: {lacking[0]}), which would be made up at "
+            "random; save the whole model again"
+        )
     if "gguf_file" in kwargs:  # de-quantised on loading: plain weights from here on
         loaded = loaded.to(wanted if isinstance(wanted, torch.dtype) else torch.float32)
     if adapter is not None:
@@ -169,7 +177,7 @@ def cover(model: Any, path: str = "", parameters: Sequence[str] = ()) -> Policy:
     if not chosen:
         raise GradAlignError(
             f"no trainable parameter matches {', '.join(parameters) or 'anything'}; "
-            f"names look like {next(iter(dict(model.named_parameters())), '(none)')}"
+            f"trainable names look like {next(iter(trainable), '(none)')}"
         )
     for name in set(trainable) - set(chosen):
         trainable[name].requires_grad_(False)
@@ -181,10 +189,10 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=name)
+        torch.zeros(1, dtype=torch.float64, device=name).item()  # reductions are in float64
         return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        raise GradAlignError(f"device {name!r} cannot be used: {_first_line(error)}") from error
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise GradAlignError(f"device {name!r} cannot be used here: {_first_line(error)[:120]}") from error
 
 
 def _where(model: str) -> tuple[str, dict[str, str]]:
@@ -215,13 +223,20 @@ def _where(model: str) -> tuple[str, dict[str, str]]:
 
 def _with_adapter(model: Any, adapter: str) -> Any:
     try:
-        from peft import PeftModel
+        from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
     except ImportError as error:
         raise missing_extra("peft", "lora") from error
     try:
-        return PeftModel.from_pretrained(model, adapter, is_trainable=True)
+        adapted = PeftModel.from_pretrained(model, adapter, is_trainable=True)
+        differ = get_peft_model_state_dict(adapted).keys() ^ load_peft_weights(adapter, device="cpu").keys()
     except Exception as error:
         raise GradAlignError(f"adapter {adapter}: cannot be loaded: {_first_line(error)}") from error
+    if differ:
+        raise GradAlignError(
+            f"adapter {adapter}: its tensors do not fit this model (first: {min(differ)}); take the model that it was "
+            "trained on"
+        )
+    return adapted
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
+
 import torch
 
 from gradalign.errors import warn
-from gradalign.policy.group import Group, Rollout
+from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
 from gradalign.policy.packing import Batch, Row, lay_out, rows_of
 
@@ -32,42 +33,40 @@ def token_logprobs(policy: Policy, batch: Batch, temperature: float) -> torch.Te
     return logits[batch.place, batch.target] - normaliser[batch.place]
 
 
-def longest(groups: list[Group]) -> int:
-    """Longest sequence (prompt and response) in tokens."""
-    return max((len(g.prompt_ids) + max(len(r.response_ids) for r in g.rollouts) for g in groups), default=0)
-
-
 @torch.no_grad()
-def shares_prompts(policy: Policy, length: int) -> bool:
-    """Whether this policy gives the same log-probabilities with a group's prompt computed once.
+def shares_prompts(policy: Policy, groups: Sequence[Group], batch_tokens: int) -> bool:
+    """Whether this policy gives these groups the same log-probabilities with each group's prompt computed once.
 
-    Tried on a made-up group, since no list of architectures stays true: models with a recurrent state or with
-    positions inside the attention mask do not. ``length`` is the longest sequence to be scored: beyond a sliding
-    window the block mask would let layers see too far.
+    Tried on the group with the longest sequence and on the one with the longest packed row, since no list of
+    architectures stays true: a recurrent state, positions inside the attention mask, and local attention that the
+    sequences outgrow all forbid it.
     """
-    text = policy.config.get_text_config()
-    window = getattr(text, "sliding_window", None)
-    if window and getattr(text, "use_sliding_window", True) and length > window:
-        warn(f"sequences are longer than the sliding window of {window} tokens: prompts are computed for each rollout")
-        return False
-    rng = np.random.default_rng(0)
-
-    def ids(count: int) -> np.ndarray:
-        return rng.integers(0, text.vocab_size, count)
-
-    group = Group("probe", ids(6), [Rollout(ids(count), 0.0) for count in (4, 2, 5)])
-
-    def logprobs(rows: list[Row]) -> torch.Tensor:
-        return token_logprobs(policy, lay_out(rows, policy.device, policy.dtype), 1.0)
-
-    alone = torch.cat([logprobs([row]) for row in rows_of(group, 0, shared=False)])
-    padded = logprobs(list(rows_of(group, 0, shared=False)))
-    try:
-        packed = logprobs(list(rows_of(group, 1000, shared=True)))
-    except (RuntimeError, ValueError, TypeError, IndexError):
-        packed = torch.full_like(alone, torch.nan)
-    noise = (padded - alone).abs().max().item()
-    agrees = bool((packed - alone).abs().max() <= 10 * noise + 1e-5)
+    if not groups:
+        return True
+    rows = [max(rows_of(group, batch_tokens, shared=True), key=lambda row: row.tokens) for group in groups]
+    tried = [max(rows, key=lambda row: row.longest), max(rows, key=lambda row: row.tokens)]
+    agrees = all(_agrees(policy, row) for row in tried)
     if not agrees:
-        warn("this architecture cannot share a group's prompt: it is computed for each rollout")
+        warn("this architecture cannot share a group's prompt at these lengths: it is computed for each rollout")
     return agrees
+
+
+def _agrees(policy: Policy, row: Row) -> bool:
+    """Whether a packed row gives its longest and its last rollout what they get alone, to ten times the noise."""
+
+    def logprobs(rows: Sequence[Row]) -> list[torch.Tensor]:
+        batch = lay_out(rows, policy.device, policy.dtype)
+        values = token_logprobs(policy, batch, 1.0)
+        return [values[batch.rollout == index] for index in range(batch.n_rollouts)]
+
+    longest = max(row.rollouts, key=lambda index: len(row.group.rollouts[index].response_ids))
+    pair = [row.only(longest), row.only(row.rollouts[-1])]
+    alone = [logprobs([one])[0] for one in pair]
+    noise = max((a - b).abs().max().item() for a, b in zip(alone, logprobs(pair), strict=True))
+    try:
+        packed = logprobs([row])
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return False
+    places = [row.rollouts.index(longest), len(row.rollouts) - 1]
+    error = max((a - packed[place]).abs().max().item() for a, place in zip(alone, places, strict=True))
+    return error <= 10 * noise + 1e-5

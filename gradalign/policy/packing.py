@@ -25,6 +25,16 @@ class Row:
     rollouts: list[int]
     tokens: int
 
+    @property
+    def longest(self) -> int:
+        """Longest prompt and response, in tokens."""
+        return len(self.group.prompt_ids) + max(len(self.group.rollouts[i].response_ids) for i in self.rollouts)
+
+    def only(self, index: int) -> Row:
+        """A row of one rollout of the group."""
+        tokens = len(self.group.prompt_ids) + len(self.group.rollouts[index].response_ids) - 1
+        return Row(self.group, [index], tokens)
+
 
 @dataclass(slots=True)
 class Batch:
@@ -123,26 +133,26 @@ def lay_out(rows: Sequence[Row], device: torch.device, dtype: torch.dtype) -> Ba
             counted.append(rollout.mask)
             start += more
         first += len(row.rollouts)
-    plain = all(len(row.rollouts) == 1 for row in rows)
-    mask = torch.from_numpy((segment >= 0).astype(np.int64)) if plain else _block_mask(segment, dtype)
-    where = np.array(places, np.int64)
 
     def on_device(array: NDArray) -> torch.Tensor:
         return torch.from_numpy(array).to(device)
 
+    plain = all(len(row.rollouts) == 1 for row in rows)
+    mask = on_device((segment >= 0).astype(np.int64)) if plain else _block_mask(on_device(segment), dtype)
+    where = np.array(places, np.int64)
+
     return Batch(
         rows=list(rows), input_ids=on_device(input_ids), position_ids=on_device(position_ids),
-        attention_mask=mask.to(device), row=on_device(where[:, 0]), column=on_device(where[:, 1]),
+        attention_mask=mask, row=on_device(where[:, 0]), column=on_device(where[:, 1]),
         place=on_device(np.concatenate(place)), target=on_device(np.concatenate(target)),
         rollout=on_device(np.concatenate(owner)), counted=on_device(np.concatenate(counted)),
     )  # fmt: skip
 
 
-def _block_mask(segment: NDArray[np.int64], dtype: torch.dtype) -> torch.Tensor:
+def _block_mask(seg: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """(rows, 1, length, length) additive mask: causal, and only to the prompt or within the own response."""
-    seg = torch.from_numpy(segment)
     length = seg.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    causal = torch.ones(length, length, dtype=torch.bool, device=seg.device).tril()
     key, query = seg[:, None, :], seg[:, :, None]
     seen = causal & (((key == 0) & (query >= 0)) | (key == query))
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+    return torch.zeros(seen.shape, dtype=dtype, device=seg.device).masked_fill_(~seen, torch.finfo(dtype).min)[:, None]

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 
 from gradalign.errors import GradAlignError, nearest, warn
 from gradalign.problems.embedded import POOLS, make_pool
-from gradalign.problems.schema import Problem, Prompt, content_key, normalised
+from gradalign.problems.schema import Problem, Prompt, content_key, identity, normalised
 from gradalign.rows import Row, read_rows
 
 PROMPT_FIELDS = ("prompt", "question", "problem", "input")
@@ -31,7 +31,7 @@ def read_problems(spec: str, fields: FieldMap = FieldMap()) -> list[Problem]:
     """Read a pool.
 
     An answer that holds ``####`` (GSM8K) is what follows it; the whole text is kept as metadata ``solution``. Rows with
-    the same normalised prompt are one problem: the first stands, the others are counted in a warning.
+    the same prompt up to white space are one problem: the first stands, the others are counted in a warning.
 
     Args:
         spec: a ``.jsonl`` or ``.parquet`` file, or ``embedded:NAME?size=256&seed=0``.
@@ -48,8 +48,8 @@ def read_problems(spec: str, fields: FieldMap = FieldMap()) -> list[Problem]:
     repeats, conflicts = [], []
     for number, row in read_rows(path):
         problem = _problem(row, fields, f"{path}:{number}", path.stem)
-        text = normalised(problem.prompt)
-        if problem.key in by_key and normalised(by_key[problem.key][0].prompt) != text:
+        text = identity(problem.prompt)
+        if problem.key in by_key and identity(by_key[problem.key][0].prompt) != text:
             raise GradAlignError(
                 f"{path}:{number}: key {problem.key!r} already names another prompt (row {by_key[problem.key][1]}); "
                 "give each problem a key of its own, or leave the field out"
@@ -61,7 +61,7 @@ def read_problems(spec: str, fields: FieldMap = FieldMap()) -> list[Problem]:
             continue
         by_key[problem.key] = by_text[text] = (problem, number)
     if not by_key:
-        raise GradAlignError(f"{path}: holds no problem; write one JSON object a line")
+        raise GradAlignError(f"{path}: holds no problem; write one problem a row")
     if repeats:
         differ = f", {len(conflicts)} of them with another answer (row {conflicts[0]})" if conflicts else ""
         warn(
@@ -85,10 +85,10 @@ def _embedded(spec: str) -> list[Problem]:
     for option, value in parse_qsl(query, keep_blank_values=True):
         if option not in settings:
             raise GradAlignError(f"{spec}: unknown setting {option!r}{nearest(option, settings)}")
-        if not value.isdigit():
+        if not (value.isascii() and value.isdigit()):
             raise GradAlignError(f"{spec}: {option} is {value!r}; write a whole number")
         settings[option] = value
-    if settings["size"] == "0":
+    if int(settings["size"]) == 0:
         raise GradAlignError(f"{spec}: a pool of size 0; ask for at least one problem")
     try:
         return make_pool(name, int(settings["size"]), int(settings["seed"]))
@@ -101,10 +101,10 @@ def _problem(row: Row, fields: FieldMap, where: str, stem: str) -> Problem:
     prompt = _prompt(row[prompt_field], f"{where}: field {prompt_field!r}")
     answer_field = _field(row, fields.answer, ANSWER_FIELDS, "answer", where)
     answer = _text(row[answer_field], f"{where}: field {answer_field!r}")
-    metadata = {n: v for n, v in row.items() if n not in (prompt_field, answer_field)}
+    metadata = {n: None if v != v else v for n, v in row.items() if n not in (prompt_field, answer_field)}
     if "####" in answer:
         metadata["solution"], answer = answer, answer.rsplit("####", 1)[1].strip()
-    key_field = fields.key or ("key" if "key" in row else None)
+    key_field = fields.key or ("key" if row.get("key") is not None else None)
     key = content_key(prompt)
     if key_field is not None:
         _field(row, key_field, (), "key", where)

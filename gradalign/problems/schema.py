@@ -18,7 +18,7 @@ class Problem:
     """One row of a pool.
 
     Attributes:
-        key: stable name; where the row brings none, a hash of the normalised prompt.
+        key: stable name; where the row brings none, a hash of the prompt.
         prompt: plain text, or chat messages ``[{"role", "content"}, ...]``.
         answer: the gold answer as text, handed to reward functions as column ``answer``.
         source: where the row is from (its ``source`` field, else the file's stem).
@@ -40,19 +40,24 @@ def prompt_text(prompt: Prompt) -> str:
 
 
 def normalised(prompt: Prompt) -> str:
-    """The prompt's text up to case, Unicode form and white space, for finding duplicates and overlap."""
+    """The prompt's text up to case, Unicode form and white space, for finding overlap."""
     return " ".join(unicodedata.normalize("NFKC", prompt_text(prompt)).casefold().split())
 
 
+def identity(prompt: Prompt) -> str:
+    """The prompt's text up to canonical Unicode form and white space: what makes two rows one problem."""
+    return " ".join(unicodedata.normalize("NFC", prompt_text(prompt)).split())
+
+
 def content_key(prompt: Prompt) -> str:
-    """A 16-digit hexadecimal key from the normalised prompt; the same in every process and version."""
-    return hashlib.sha256(normalised(prompt).encode()).hexdigest()[:16]
+    """A 16-digit hexadecimal key from the prompt's `identity`; the same in every process and version."""
+    return hashlib.sha256(identity(prompt).encode()).hexdigest()[:16]
 
 
 def fingerprint(problems: Sequence[Problem]) -> str:
-    """16 hexadecimal digits that depend on every problem's key, prompt and answer, and their order."""
-    rows = [[problem.key, problem.prompt, problem.answer] for problem in problems]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+    """16 hexadecimal digits that depend on every problem, metadata included, and their order."""
+    rows = [[p.key, p.prompt, p.answer, p.source, dict(p.metadata)] for p in problems]
+    return hashlib.sha256(json.dumps(rows, default=str).encode()).hexdigest()[:16]
 
 
 def uniform_hash(*parts: Any) -> float:

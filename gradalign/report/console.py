@@ -65,7 +65,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], le
     """A table; the first ``left`` columns are texts, the others numbers with three significant digits."""
     made = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for number, name in enumerate(columns):
-        made.add_column(name, justify="left" if number < left else "right", overflow="fold")
+        made.add_column(name, justify="left" if number < left else "right", overflow="fold", no_wrap=number >= left)
     for row in rows:
         made.add_row(*[Text(_cell(cell)) for cell in row])
     return made
@@ -76,8 +76,11 @@ def direction_line(direction: Direction, seconds: float) -> str:
     reliability = "not to be told" if direction.reliability is None else f"{direction.reliability:.3f}"
     if direction.reliability_se is not None:
         reliability += f" ± {direction.reliability_se:.3f}"
+    silent = f"{direction.n_zero_variance} more carry no gradient"
+    if direction.n_invalid:
+        silent += f", {direction.n_invalid} have bad rows"
     return (
-        f"validation direction: {direction.n_problems} problems ({direction.n_zero_variance} more carry no gradient), "
+        f"validation direction: {direction.n_problems} problems ({silent}), "
         f"norm {direction.norm:.4g}, agreement of its halves {reliability}, {seconds:.1f} s"
     )
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
+import hashlib
 import importlib
 import inspect
 import math
 import os
+import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gradalign.errors import GradAlignError, nearest
@@ -45,7 +50,7 @@ def find_reward(spec: str) -> RewardFunction:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise GradAlignError(f"reward {spec!r}: {module_name} cannot be imported ({_said(error)})") from error
     function: Any = getattr(module, name, None)
     if not callable(function):
@@ -92,42 +97,82 @@ class Reward:
         }
         returned = self._call(problem.key, {name: [value] * count for name, value in columns.items()} | own)
         where = f"reward {self.name!r} on problem {problem.key!r}"
-        if not isinstance(returned, Sequence) and not hasattr(returned, "tolist"):
-            raise GradAlignError(
-                f"{where}: returned {type(returned).__name__}; return a list with one number a response"
-            )
-        values = list(returned.tolist() if hasattr(returned, "tolist") else returned)
+        values = returned.tolist() if hasattr(returned, "tolist") else returned
+        if not isinstance(values, list | tuple):
+            raise GradAlignError(f"{where}: returned {type(returned).__name__}; return a list of numbers")
         if len(values) != count:
             raise GradAlignError(f"{where}: returned {len(values)} values for {count} responses; return one for each")
-        for value in values:
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                raise GradAlignError(f"{where}: returned {value!r}; return finite numbers")
-        return [float(value) for value in values]
+        return [_finite(value, where) for value in values]
+
+    @property
+    def identity(self) -> str:
+        """The name and, for a user's function, a hash of its module's source: what rewards depend on."""
+        if self.function in REWARDS.values():
+            return self.name
+        try:
+            source = Path(inspect.getsourcefile(self.function) or "").read_bytes()
+        except (OSError, TypeError):
+            return self.name
+        return f"{self.name} {hashlib.sha256(source).hexdigest()[:16]}"
 
     def _call(self, key: str, columns: dict[str, Any]) -> Any:
-        outcome: list[Any] = []
-
-        def work() -> None:
-            try:
-                value: Any = self.function(**columns)
-                if inspect.iscoroutine(value):
-                    value = asyncio.run(value)
-                outcome.extend((None, value))
-            except BaseException as error:  # handed to the caller
-                outcome.extend((error, None))
-
-        thread = threading.Thread(target=work, daemon=True, name=f"reward {self.name}")
-        thread.start()
-        thread.join(self.timeout)
         where = f"reward {self.name!r} on problem {key!r}"
-        if not outcome:
-            raise GradAlignError(f"{where}: no answer within {self.timeout:g} s; mend it, or raise --reward-timeout")
-        error, value = outcome
-        if isinstance(error, GradAlignError):
-            raise error
-        if error is not None:
-            raise GradAlignError(f"{where}: raised {type(error).__name__}: {_said(error)}") from error
-        return value
+        try:
+            with _time_limit(self.timeout):
+                value: Any = self.function(**columns)
+                return asyncio.run(value) if inspect.iscoroutine(value) else value
+        except _OutOfTimeError as error:
+            raise GradAlignError(
+                f"{where}: no answer within {self.timeout:g} s; mend it, or raise --reward-timeout"
+            ) from error
+        except GradAlignError:
+            raise
+        except (Exception, SystemExit) as error:
+            hint = "; take **columns" if isinstance(error, TypeError) and "keyword argument" in str(error) else ""
+            raise GradAlignError(f"{where}: raised {type(error).__name__}: {_said(error)}{hint}") from error
+
+
+class _OutOfTimeError(BaseException):
+    """Not an Exception, so that a reward's own ``except Exception`` does not swallow it."""
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Interrupt the block after ``seconds``: by a signal in the main thread, elsewhere by an asynchronous exception.
+
+    The signal also stops regular expressions and sleeps; the exception waits for the next line of Python.
+    """
+
+    def out_of_time(*_: Any) -> None:
+        raise _OutOfTimeError
+
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
+        before = signal.signal(signal.SIGALRM, out_of_time)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+    else:
+        thread = ctypes.c_ulong(threading.get_ident())
+        interrupt = ctypes.pythonapi.PyThreadState_SetAsyncExc
+        timer = threading.Timer(seconds, interrupt, (thread, ctypes.py_object(_OutOfTimeError)))
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
+def _finite(value: Any, where: str) -> float:
+    plain = value.item() if hasattr(value, "item") else value
+    try:
+        if isinstance(plain, int | float) and math.isfinite(plain):
+            return float(plain)
+    except OverflowError:
+        pass
+    raise GradAlignError(f"{where}: returned {value!r:.40}; return finite numbers")
 
 
 def _said(error: BaseException) -> str:

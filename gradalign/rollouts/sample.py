@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
+from gradalign.errors import GradAlignError
 from gradalign.policy.load import Policy
 from gradalign.problems.schema import uniform_hash
 
@@ -38,11 +40,11 @@ class Sampling:
 
 @dataclass(slots=True)
 class Response:
-    """One sampled response: (tokens,) ids and log-probabilities, its text, and why it ended (``stop``, ``length``)."""
+    """One sampled response: (tokens,) ids and log-probabilities, its text (None until decoded), and why it ended."""
 
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    text: str = ""
+    text: str | None = None
     finish_reason: str = "length"
 
 
@@ -70,6 +72,9 @@ def sample_batch(
 
     Returns:
         ``sampling.rollouts`` responses for each prompt.
+
+    Raises:
+        GradAlignError: the model keeps a recurrent state, or its distribution is not finite.
     """
     count, device = sampling.rollouts, policy.device
     draws = torch.stack([_stream(key, sampling) for key in keys])  # (problems, steps, rollouts)
@@ -86,6 +91,11 @@ def sample_batch(
     attention = torch.from_numpy(mask).to(device)
     cache = DynamicCache(config=policy.config)
     logits = _forward(policy, torch.from_numpy(ids).to(device), attention, cache)
+    if any("Linear" in type(layer).__name__ for layer in cache.layers):
+        raise GradAlignError(
+            f"model {policy.path}: sampling is for attention-only models, and this one keeps a recurrent state; sample "
+            "with your own engine and give the rollouts to `gradalign score`"
+        )
     cache.batch_repeat_interleave(count)
     attention = attention.repeat_interleave(count, 0)
     logits = logits.repeat_interleave(count, 0)
@@ -96,6 +106,12 @@ def sample_batch(
         logprobs = torch.log_softmax(logits.to(policy.reduction_dtype) / sampling.temperature, dim=-1)
         tokens = _inverse_cdf(logprobs, draws[live, step])
         chosen = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
+        if not all(map(math.isfinite, chosen)):
+            lost = next(i for i, value in zip(live.tolist(), chosen, strict=True) if not math.isfinite(value))
+            raise GradAlignError(
+                f"problem {keys[lost // count]!r}: the policy's distribution is not finite (NaN or infinity); check "
+                "the weights and the temperature, or sample in float32"
+            )
         flags = running.tolist()
         for row, (response, token) in enumerate(zip(live.tolist(), tokens.tolist(), strict=True)):
             if flags[row]:
@@ -111,7 +127,7 @@ def sample_batch(
         logits = _forward(policy, tokens[:, None], attention, cache)
 
     for response in responses:
-        if not response.text:
+        if response.text is None:
             response.text = policy.decode(response.ids)
     return [responses[start : start + count] for start in range(0, len(responses), count)]
 
@@ -124,10 +140,11 @@ def _append(response: Response, token: int, logprob: float, ends: set[int], samp
         response.finish_reason = "stop"
         return True
     if sampling.stop:
-        text = policy.decode(response.ids)
-        found = [text.index(stop) for stop in sampling.stop if stop in text]
-        if found:
-            response.text, response.finish_reason = text[: min(found)], "stop"
+        tail = policy.decode(response.ids[-max(map(len, sampling.stop)) - 8 :])
+        if any(stop in tail for stop in sampling.stop):
+            text = policy.decode(response.ids)
+            found = [text.index(stop) for stop in sampling.stop if stop in text]
+            response.text, response.finish_reason = text[: min(found, default=len(text))], "stop"
             return True
     return False
 
@@ -146,9 +163,11 @@ def _forward(policy: Policy, ids: torch.Tensor, attention: torch.Tensor, cache: 
 
 def _inverse_cdf(logprobs: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     """(rows,) the token at which the cumulative distribution passes each row's uniform draw."""
-    cumulative = logprobs.double().exp().cumsum(-1)
-    token = torch.searchsorted(cumulative, (draws * cumulative[:, -1])[:, None], right=True)[:, 0]
-    return token.clamp(max=logprobs.shape[-1] - 1)
+    tokens = []
+    for rows, uniform in zip(logprobs.split(64), draws.split(64), strict=True):  # float64 for few rows at a time
+        cumulative = rows.double().exp().cumsum(-1)
+        tokens.append(torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0])
+    return torch.cat(tokens).clamp(max=logprobs.shape[-1] - 1)
 
 
 def _stream(key: str, sampling: Sampling) -> torch.Tensor:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from gradalign.errors import GradAlignError
 from gradalign.files import replacing
 from gradalign.policy.group import Group, Rollout, Status
+from gradalign.policy.load import Policy
 from gradalign.rows import Row, read_rows
 
 OnBadRow = Literal["stop", "mark"]
@@ -48,6 +49,11 @@ class Limits:
 
     vocabulary: int | None = None
     max_length: int | None = None
+
+    @classmethod
+    def of(cls, policy: Policy) -> Limits:
+        """The limits of a policy."""
+        return cls(policy.model.get_input_embeddings().weight.shape[0], policy.max_length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +102,8 @@ def gather(
                 f"{where}: field 'prompt_ids': key {key!r} has another prompt in an earlier row; one key names one "
                 "prompt: give the second problem a key of its own"
             )
+        if _optional_text(row, "policy", where) != group.policy:
+            group.policy = "several policies"
         rollout = _rollout(row, where)
         assert isinstance(group.rollouts, list)
         group.rollouts.append(rollout)
@@ -159,14 +167,15 @@ def _key(row: Row, where: str) -> str:
         return key
     if isinstance(key, int) and not isinstance(key, bool):
         return str(key)
-    raise GradAlignError(f"{where}: field 'key' is {_kind(row, 'key')}; write the problem's key as text")
+    pool = "; these look like problems: sample them first with `gradalign rollout`" if "prompt_ids" not in row else ""
+    raise GradAlignError(f"{where}: field 'key' is {_kind(row, 'key')}; write the problem's key as text{pool}")
 
 
 def _rollout(row: Row, where: str) -> Rollout:
     response = _numbers(row, "response_ids", where, np.int64, required=True)
     assert response is not None
     reward = row.get("reward")
-    if not isinstance(reward, int | float):
+    if not isinstance(reward, int | float) or (abs(reward) > 1e308 and isinstance(reward, int)):
         raise GradAlignError(f"{where}: field 'reward' is {_kind(row, 'reward')}; write a number")
     mask = _numbers(row, "response_mask", where, np.bool_, length=len(response))
     logprobs = _numbers(row, "logprobs", where, np.float32, length=len(response))
