@@ -55,6 +55,8 @@ def run(arguments: Sequence[str]) -> None:
         raise GradAlignError("nothing says how many to choose; give --top, --fraction or --threshold")
     rewards = options.rewards()
     pool, validation = _problems(options)
+    texts = {problem.key: prompt_text(problem.prompt) for problem in pool}
+    pool, validation = options.asked(pool), options.asked(validation)
     policy = options.policy(options.parameters)
     chunk = take_chunk(pool, options.chunk, options.seed)
     check(policy, options, strategy, [*chunk, *validation])
@@ -83,7 +85,7 @@ def run(arguments: Sequence[str]) -> None:
             show(step_line(result.scored.step))
     times = ", ".join(f"{name} {value:.1f} s" for name, value in result.seconds.items())
     show(f"strategy {strategy.name}: {result.rollouts:,} rollouts; {times or 'nothing to sample'}")
-    for made in alignment_tables(result.alignments, {p.key: prompt_text(p.prompt) for p in chunk}):
+    for made in alignment_tables(result.alignments, texts):
         show(made)
     if not any(a.selected for a in result.alignments):
         scored = sum(a.status == "scored" for a in result.alignments)
@@ -107,7 +109,7 @@ def _problems(options: SelectOptions) -> tuple[list[Problem], list[Problem]]:
     pool = [problem for problem in pool if problem.key not in shared]
     if not pool:
         raise GradAlignError(f"{options.pool}: every problem is in the validation set; nothing is left to choose from")
-    return options.asked(pool), options.asked(validation)
+    return pool, validation
 
 
 def check(policy: Policy, options: SelectOptions, strategy: Strategy, problems: Sequence[Problem]) -> None:

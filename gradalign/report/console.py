@@ -27,10 +27,10 @@ Cell = str | float | int | None
 
 
 def show(item: str | Table) -> None:
-    """Print a line or a table on standard output; tables are 100 columns wide where it is not a terminal."""
+    """Print a line or a table on standard output; tables are 120 columns wide where it is not a terminal."""
     out = Console(highlight=False, markup=False)
     if not out.is_terminal:
-        out = Console(highlight=False, markup=False, width=100)
+        out = Console(highlight=False, markup=False, width=120)
     out.print(item, soft_wrap=isinstance(item, str))
 
 
@@ -64,10 +64,16 @@ def progress_bars() -> Iterator[Callable[[str, int], Callable[..., None]]]:
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], left: int = 1) -> Table:
     """A table; the first ``left`` columns are texts, the others numbers with three significant digits."""
     made = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    for number, name in enumerate(columns):
-        made.add_column(name, justify="left" if number < left else "right", overflow="fold", no_wrap=number >= left)
-    for row in rows:
-        made.add_row(*[Text(_cell(cell)) for cell in row])
+    cells = [[_cell(cell) for cell in row] for row in rows]
+    for i, name in enumerate(columns):
+        whole = max(len(text) for text in [name, *(row[i] for row in cells)])  # texts may be cut, numbers may not
+        right = i >= left
+        made.add_column(
+            name, justify="right" if right else "left", overflow="ellipsis", no_wrap=True,
+            min_width=whole if right else None,
+        )  # fmt: skip
+    for row in cells:
+        made.add_row(*map(Text, row))
     return made
 
 
@@ -110,8 +116,7 @@ def alignment_tables(alignments: Sequence[Alignment], texts: dict[str, str], cou
             rows.append(["...", *[""] * (len(columns) - 1)])
             continue
         n = a.numbers
-        text = " ".join(texts.get(a.key, a.key).split())
-        shown = text if len(text) <= 48 else text[:45] + "..."
+        shown = " ".join(texts.get(a.key, a.key).split())
         rows.append([shown, a.source, a.rank, a.score, a.pass_rate, n.dot, n.norm, n.cosine, n.t, n.corr])
     kept = [i for i, name in enumerate(columns) if i < 2 or any(row[i] not in (None, "") for row in rows)]
     best = table("first and last", [columns[i] for i in kept], [[row[i] for i in kept] for row in rows], left=2)
