@@ -66,12 +66,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], le
     made = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     cells = [[_cell(cell) for cell in row] for row in rows]
     for i, name in enumerate(columns):
-        whole = max(len(text) for text in [name, *(row[i] for row in cells)])  # texts may be cut, numbers may not
-        right = i >= left
-        made.add_column(
-            name, justify="right" if right else "left", overflow="ellipsis", no_wrap=True,
-            min_width=whole if right else None,
-        )  # fmt: skip
+        number = i >= left  # texts may take another line, numbers may not
+        made.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number)
     for row in cells:
         made.add_row(*map(Text, row))
     return made
@@ -116,7 +112,8 @@ def alignment_tables(alignments: Sequence[Alignment], texts: dict[str, str], cou
             rows.append(["...", *[""] * (len(columns) - 1)])
             continue
         n = a.numbers
-        shown = " ".join(texts.get(a.key, a.key).split())
+        text = " ".join(texts.get(a.key, a.key).split())
+        shown = text if len(text) <= 60 else text[:59] + "\u2026"
         rows.append([shown, a.source, a.rank, a.score, a.pass_rate, n.dot, n.norm, n.cosine, n.t, n.corr])
     kept = [i for i, name in enumerate(columns) if i < 2 or any(row[i] not in (None, "") for row in rows)]
     best = table("first and last", [columns[i] for i in kept], [[row[i] for i in kept] for row in rows], left=2)
