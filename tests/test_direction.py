@@ -43,6 +43,13 @@ def test_the_direction_is_the_normalised_mean() -> None:
     assert direction.n_problems == 7
 
 
+def test_the_halves_depend_on_the_seed_and_the_direction_does_not() -> None:
+    gradients = list(np.random.default_rng(0).normal(size=(12, 50)))
+    one, other = Fake().build(gradients, seed=1), Fake().build(gradients, seed=2)
+    assert one.reliability != pytest.approx(other.reliability, abs=1e-6)
+    np.testing.assert_allclose(flat(one), flat(other), atol=1e-12)
+
+
 def test_unit_weighs_problems_alike() -> None:
     gradients = list(np.random.default_rng(0).normal(size=(6, 50)) * np.array([1, 100, 1, 1, 1, 1])[:, None])
     mean = np.mean([g / np.linalg.norm(g) for g in gradients], axis=0)

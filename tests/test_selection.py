@@ -44,6 +44,16 @@ def test_random_differs_by_seed_and_nothing_else() -> None:
     assert order(rows) != first
 
 
+def test_ties_break_by_seed_and_key() -> None:
+    rows = [row(f"k{i}", cosine=0.0) for i in range(50)]
+    orders = []
+    for seed in (1, 1, 2):
+        choose(rows, STRATEGIES["gradalign"], Size(), seed)
+        orders.append(order(rows))
+    assert orders[0] == orders[1] != orders[2]
+    assert orders[0] != sorted(orders[0])
+
+
 statuses = st.sampled_from(["scored", "zero_variance", "no_tokens", "failed"])
 
 

@@ -7,6 +7,7 @@ Reads alignments.parquet and metrics.json of the run's first round; config.json 
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -40,7 +41,7 @@ def main(run: Path) -> None:
     print(f"- {metrics['rollouts']:,} rollouts. Seconds: {seconds}.\n")
     sound = [a.pass_rate or 0.0 for a in alignments if not coin.corrupts(a.key)]
     edges = [0.0, 0.001, 0.25, 0.5, 0.75, 0.999, 1.001]
-    counts = [sum(low <= rate < high for rate in sound) for low, high in zip(edges, edges[1:], strict=False)]
+    counts = [sum(low <= rate < high for rate in sound) for low, high in itertools.pairwise(edges)]
     print("| pass rate of sound problems | 0 | to 1/4 | to 1/2 | to 3/4 | below 1 | 1 |\n|---|---|---|---|---|---|---|")
     print(f"| problems | {' | '.join(map(str, counts))} |\n")
 
