@@ -33,10 +33,8 @@ def main(run: Path) -> None:
     print(f"seed {options['seed']}, coin seed {options['corrupt_seed']}.\n")
     print(f"- {len(alignments)} candidates, {paid(alignments, coin)} paid by coin; {len(scored)} scored, of which")
     print(f"  {paid(scored, coin)} paid by coin (a coin's rewards nearly always vary, a sound reward's need not).")
-    print(
-        f"- Validation direction: {direction['problems']} problems carry a gradient, {direction['zero_variance']} do not;"
-    )
-    print(f"  agreement of its halves {direction['reliability']:.3f} ± {direction['reliability_se']:.3f}.")
+    print(f"- Validation direction: {direction['problems']} problems carry a gradient, {direction['zero_variance']} do")
+    print(f"  not; agreement of its halves {direction['reliability']:.3f} ± {direction['reliability_se']:.3f}.")
     print(f"- Finite-difference step {metrics['step']:g}, error against exact dots {metrics['step_error']:.2%}.")
     print(f"- {metrics['rollouts']:,} rollouts. Seconds: {seconds}.\n")
     sound = [a.pass_rate or 0.0 for a in alignments if not coin.corrupts(a.key)]

@@ -52,21 +52,27 @@ def shares_prompts(policy: Policy, groups: Sequence[Group], batch_tokens: int) -
 
 
 def _agrees(policy: Policy, row: Row) -> bool:
-    """Whether a packed row gives its longest and its last rollout what they get alone, to ten times the noise."""
+    """Whether a packed row gives its longest and its last rollout what they get alone, up to rounding.
+
+    Distances are root mean squares over tokens; rounding is judged by what padding changes and by the weights' type.
+    """
 
     def logprobs(rows: Sequence[Row]) -> list[torch.Tensor]:
         batch = lay_out(rows, policy.device, policy.dtype)
         values = token_logprobs(policy, batch, 1.0)
         return [values[batch.rollout == index] for index in range(batch.n_rollouts)]
 
+    def distance(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> float:
+        return (torch.cat(list(some)) - torch.cat(list(others))).square().mean().sqrt().item()
+
     longest = max(row.rollouts, key=lambda index: len(row.group.rollouts[index].response_ids))
     pair = [row.only(longest), row.only(row.rollouts[-1])]
     alone = [logprobs([one])[0] for one in pair]
-    noise = max((a - b).abs().max().item() for a, b in zip(alone, logprobs(pair), strict=True))
+    noise = distance(alone, logprobs(pair))
+    rounding = torch.finfo(policy.dtype).eps * torch.cat(alone).square().mean().sqrt().item()
     try:
         packed = logprobs([row])
     except (RuntimeError, ValueError, TypeError, IndexError):
         return False
-    places = [row.rollouts.index(longest), len(row.rollouts) - 1]
-    error = max((a - packed[place]).abs().max().item() for a, place in zip(alone, places, strict=True))
-    return error <= 10 * noise + 1e-5
+    error = distance(alone, [packed[row.rollouts.index(longest)], packed[-1]])
+    return error <= 10 * noise + max(1e-5, 8 * rounding)
