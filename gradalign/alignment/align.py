@@ -93,6 +93,7 @@ def score(
         GradAlignError: unknown engine; no validation problem carries a gradient; a number that is not finite.
     """
     provides(engine, contributions)
+    contributions = contributions and engine == "exact"  # the others give them anyway
     require_gradient(validation)
     scored = [group for group in candidates if group.status == "scored"]
     trusted = [group for group in validation if group.status == "scored"]
@@ -133,7 +134,7 @@ def score(
         done()
     seconds["candidates"] = time.perf_counter() - start
 
-    if contributions and engine == "exact":
+    if contributions:
         assert forward is not None
         start = time.perf_counter()
         done = progress("contributions", len(scored))

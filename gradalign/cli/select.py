@@ -128,5 +128,5 @@ def check(policy: Policy, options: SelectOptions, strategy: Strategy, problems: 
                     f"option --{name.replace('_', '-')}: one rollout carries no gradient: rewards are compared "
                     "within a problem; sample at least two"
                 )
-        if options.engine == "directional" or options.contributions:
+        if options.engine == "directional" or (options.engine == "exact" and options.contributions):
             require_float32(policy)
