@@ -39,10 +39,10 @@ class Options(BaseModel):
 
 _NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 
-O = TypeVar("O", bound=Options)  # noqa: E741
+OptionsT = TypeVar("OptionsT", bound=Options)
 
 
-def parse(kind: type[O], command: str, arguments: Sequence[str]) -> O:
+def parse(kind: type[OptionsT], command: str, arguments: Sequence[str]) -> OptionsT:
     """Options of a command from its arguments: defaults, then ``--config FILE``, then the command line.
 
     Raises:
