@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 import torch
@@ -20,14 +22,14 @@ class Fake:
         self.parameters = [torch.zeros(size - 10), torch.zeros(10)]
         self.reduction_dtype = torch.float64
 
-    def build(self, gradients: list[np.ndarray], **options: object) -> Direction:
+    def build(self, gradients: list[np.ndarray], **options: Any) -> Direction:
         groups = [Group(f"v{i}", np.array([1]), [Rollout(np.array([1]), r) for r in (0.0, 1.0)])
                   for i in range(len(gradients))]  # fmt: skip
         table = {
             g.key: [torch.from_numpy(v[:-10].copy()), torch.from_numpy(v[-10:].copy())]
             for g, v in zip(groups, gradients, strict=True)
         }
-        return build_direction(self, groups, lambda group: table[group.key], **options)  # type: ignore[arg-type]
+        return build_direction(cast(Policy, self), groups, lambda group: table[group.key], **options)
 
 
 def flat(direction: Direction) -> np.ndarray:

@@ -74,10 +74,10 @@ def column(numbers: list[Numbers], name: str) -> np.ndarray:
     return np.array([getattr(n, name) for n in numbers], np.float64)
 
 
-def measured(policy: Policy, engine: str, objective: Objective, **options: object) -> list[Numbers]:
+def measured(policy: Policy, engine: str, objective: Objective, **options: Any) -> list[Numbers]:
     candidates = make_groups(6, 1, masks=True)
     validation = make_groups(8, 2, masks=True, prefix="v")
-    scored = score(policy, candidates, validation, objective, engine, **options)  # type: ignore[arg-type]
+    scored = score(policy, candidates, validation, objective, engine, **options)
     assert [a.key for a in scored.alignments] == [g.key for g in candidates]
     return [a.numbers for a in scored.alignments]
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,11 +105,11 @@ def test_the_prompt_is_computed_once_for_all_rollouts(embedded: Policy, monkeypa
     shapes: list[tuple[int, ...]] = []
     forward = embedded.model.forward
 
+    @functools.wraps(forward)
     def watched(*args: Any, **options: Any) -> Any:
         shapes.append(tuple(options["input_ids"].shape))
         return forward(*args, **options)
 
-    watched.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
     monkeypatch.setattr(embedded.model, "forward", watched)
     prompts = [np.array(prompt_tokens(embedded, p), np.int64) for p in make_pool("countdown", 2, 0)]
     sample_batch(embedded, ["a", "b"], prompts, SAMPLING)

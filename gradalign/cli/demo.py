@@ -18,7 +18,7 @@ from gradalign.policy.load import load_policy
 from gradalign.policy.objective import Objective
 from gradalign.problems.embedded import make_pool
 from gradalign.problems.schema import fingerprint, prompt_text
-from gradalign.report.console import Cell, alignment_tables, direction_line, progress_bars, show, step_line, table
+from gradalign.report.console import Cell, alignment_tables, progress_bars, show, show_scoring, table, times
 from gradalign.rewards.base import Reward
 from gradalign.rewards.coin import Coin
 from gradalign.rewards.countdown import countdown
@@ -74,11 +74,8 @@ def run(arguments: Sequence[str]) -> None:
                            progress)  # fmt: skip
     assert result.scored is not None
     written = write_choice(folder, pool, result.alignments, ["trl"])
-    show(direction_line(result.scored.direction, result.seconds["direction"]))
-    if result.scored.step is not None:
-        show(step_line(result.scored.step))
-    times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items())
-    show(f"{result.rollouts:,} rollouts; {times}\n")
+    show_scoring(result.scored)
+    show(f"{result.rollouts:,} rollouts; {times(result.seconds)}\n")
     for made in alignment_tables(result.alignments, {p.key: prompt_text(p.prompt) for p in pool}):
         show(made)
 

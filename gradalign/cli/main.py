@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import TextIO
 
 from gradalign import __version__
 from gradalign.errors import GradAlignError, GradAlignWarning, nearest
@@ -26,7 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     prefix = f"gradalign {arguments[0]}" if arguments and arguments[0] in COMMANDS else "gradalign"
 
-    def show(message: Warning | str, category: type[Warning], *place: object) -> None:
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int,
+        file: TextIO | None = None, line: str | None = None,
+    ) -> None:  # fmt: skip
         print(f"{prefix}: warning: {message}", file=sys.stderr)
 
     for stream in (sys.stdout, sys.stderr):
@@ -35,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libraries talk to developers; ours are for the user
         warnings.simplefilter("always", GradAlignWarning)
-        warnings.showwarning = show  # type: ignore[assignment]
+        warnings.showwarning = show
         try:
             _run(arguments)
             sys.stdout.flush()

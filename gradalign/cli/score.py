@@ -14,7 +14,7 @@ from gradalign.errors import GradAlignError, warn
 from gradalign.files import check_writable, write_json
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
-from gradalign.report.console import alignment_tables, direction_line, progress_bars, show, step_line
+from gradalign.report.console import alignment_tables, progress_bars, show, show_scoring, times
 from gradalign.rollouts.table import Limits, OnBadRow, read_rollouts
 from gradalign.selection import choose, find_strategy
 
@@ -56,23 +56,19 @@ def run(arguments: Sequence[str]) -> None:
         )  # fmt: skip
     choose(scored.alignments, strategy, options.size, options.seed)
     write_alignments(options.out, scored.alignments)
-    direction = scored.direction
     facts = {
         "strategy": strategy.name,
         "policy": policy.fingerprint,
         "covered": policy.covered,
-        "direction": direction.facts(),
+        "direction": scored.direction.facts(),
         "seconds": scored.seconds,
     }
     write_json(config, resolved("score", options, **facts))
 
-    show(direction_line(direction, scored.seconds["direction"]))
+    show_scoring(scored)
     if policy.covered < 1:
         show(f"covered: {policy.covered:.1%} of the trainable parameters, as asked for by --parameters")
-    if scored.step is not None:
-        show(step_line(scored.step))
-    times = ", ".join(f"{name} {value:.1f} s" for name, value in scored.seconds.items() if name != "direction")
-    show(f"engine {options.engine}, strategy {strategy.name}: {times}")
+    show(f"engine {options.engine}, strategy {strategy.name}: {times(scored.seconds)}")
     for made in alignment_tables(scored.alignments, {}):
         show(made)
     show(f"wrote {options.out} and {config}")

@@ -23,7 +23,7 @@ from gradalign.errors import GradAlignError
 from gradalign.policy.load import Policy
 from gradalign.problems.read import overlap
 from gradalign.problems.schema import Problem, fingerprint, prompt_text
-from gradalign.report.console import alignment_tables, direction_line, progress_bars, show, step_line
+from gradalign.report.console import alignment_tables, progress_bars, show, show_scoring, times
 from gradalign.rollouts.collect import prompts_of
 from gradalign.selection import Strategy, find_strategy
 
@@ -80,11 +80,8 @@ def run(arguments: Sequence[str]) -> None:
         result = run_round(policy, chunk, validation, rewards, plan, folder, progress)
 
     if result.scored is not None:
-        show(direction_line(result.scored.direction, result.seconds["direction"]))
-        if result.scored.step is not None:
-            show(step_line(result.scored.step))
-    times = ", ".join(f"{name} {value:.1f} s" for name, value in result.seconds.items())
-    show(f"strategy {strategy.name}: {result.rollouts:,} rollouts; {times or 'nothing to sample'}")
+        show_scoring(result.scored)
+    show(f"strategy {strategy.name}: {result.rollouts:,} rollouts; {times(result.seconds) or 'nothing to sample'}")
     for made in alignment_tables(result.alignments, texts):
         show(made)
     if not any(a.selected for a in result.alignments):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.progress import (
@@ -19,8 +19,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from gradalign.alignment.direction import Direction
-from gradalign.alignment.directional import Step
+from gradalign.alignment.align import Scored
 from gradalign.alignment.record import Alignment
 
 Cell = str | float | int | None
@@ -73,23 +72,26 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], le
     return made
 
 
-def direction_line(direction: Direction, seconds: float) -> str:
-    """One line on the validation direction."""
+def show_scoring(scored: Scored) -> None:
+    """Print a line on the validation direction and, where there is one, on the finite-difference step."""
+    direction, step = scored.direction, scored.step
     reliability = "not to be told" if direction.reliability is None else f"{direction.reliability:.3f}"
     if direction.reliability_se is not None:
         reliability += f" ± {direction.reliability_se:.3f}"
     silent = f"{direction.n_zero_variance} more carry no gradient"
     if direction.n_invalid:
         silent += f", {direction.n_invalid} have bad rows"
-    return (
-        f"validation direction: {direction.n_problems} problems ({silent}), "
-        f"norm {direction.norm:.4g}, agreement of its halves {reliability}, {seconds:.1f} s"
+    show(
+        f"validation direction: {direction.n_problems} problems ({silent}), norm {direction.norm:.4g}, "
+        f"agreement of its halves {reliability}, {scored.seconds['direction']:.1f} s"
     )
+    if step is not None:
+        show(f"forward-only scores: step {step.length:g}, error against exact dots {step.error:.2%}")
 
 
-def step_line(step: Step) -> str:
-    """One line on the finite-difference step."""
-    return f"forward-only scores: step {step.length:g}, error against exact dots {step.error:.2%}"
+def times(seconds: Mapping[str, float]) -> str:
+    """Wall-clock times by stage, in one text."""
+    return ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
 
 
 def alignment_tables(alignments: Sequence[Alignment], texts: dict[str, str], count: int = 5) -> list[Table]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -129,8 +130,8 @@ def _alone(part: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        held.release()
         lock.unlink(missing_ok=True)
+        held.release()
 
 
 def _batch(
@@ -191,8 +192,11 @@ def _kept(part: Path, settings: dict[str, Any], expected: list[list[str]]) -> li
                 warn(f"{part}: its batch {len(kept) + 1} is damaged; sampling goes on from there")
             break
         kept.append(rows)
-    with writing(part), part.open("wb") as file:
-        file.writelines([header, *lines[1 : 1 + len(kept)]])
+    with writing(part):
+        if kept:  # cut in place: a kill here must not cost what was finished
+            os.truncate(part, sum(map(len, lines[: 1 + len(kept)])))
+        else:
+            part.write_bytes(header)
     return kept
 
 
