@@ -19,8 +19,9 @@ from gradalign.problems.schema import Problem
 from gradalign.rewards.base import Reward, find_reward
 from gradalign.rewards.countdown import countdown
 from gradalign.rewards.text import exact
-from gradalign.rollouts.collect import collect, prompt_tokens
+from gradalign.rollouts.collect import collect
 from gradalign.rollouts.sample import Sampling, plan, sample_batch
+from gradalign.rollouts.sampler import PolicySampler, prompt_tokens
 from gradalign.rollouts.table import to_rows, write_rollouts
 from tests.conftest import make_policy
 
@@ -41,7 +42,7 @@ def test_log_probabilities_are_those_of_the_sampling_policy(
 ) -> None:
     problems = make_pool("mixed", 12, 0)
     sampling = dataclasses.replace(SAMPLING, temperature=temperature)
-    for group in collect(embedded, problems, REWARD, sampling, tmp_path / "r.parquet"):
+    for group in collect(PolicySampler(embedded, REWARD, sampling), problems, tmp_path / "r.parquet"):
         for rollout in group.rollouts:
             assert rollout.logprobs is not None
             expected = recomputed(embedded, group.prompt_ids, rollout.response_ids, temperature)
@@ -50,7 +51,7 @@ def test_log_probabilities_are_those_of_the_sampling_policy(
 
 def test_responses_end_by_end_token_or_length(embedded: Policy, tmp_path: Path) -> None:
     sampling = dataclasses.replace(SAMPLING, max_new_tokens=3)
-    groups = collect(embedded, make_pool("mixed", 24, 0), REWARD, sampling, tmp_path / "r.parquet")
+    groups = collect(PolicySampler(embedded, REWARD, sampling), make_pool("mixed", 24, 0), tmp_path / "r.parquet")
     end = embedded.tokenizer.eos_token_id
     seen = set()
     for rollout in (r for g in groups for r in g.rollouts):
@@ -92,12 +93,12 @@ def test_samples_follow_the_distribution(embedded: Policy) -> None:
 
 def test_a_problem_draws_the_same_stream_in_any_company(embedded: Policy, tmp_path: Path) -> None:
     problems = make_pool("mixed", 20, 0)
-    together = {g.key: g for g in collect(embedded, problems, REWARD, SAMPLING, tmp_path / "a.parquet")}
-    alone = collect(embedded, problems[7:8], REWARD, SAMPLING, tmp_path / "b.parquet")[0]
+    together = {g.key: g for g in collect(PolicySampler(embedded, REWARD, SAMPLING), problems, tmp_path / "a.parquet")}
+    alone = collect(PolicySampler(embedded, REWARD, SAMPLING), problems[7:8], tmp_path / "b.parquet")[0]
     for one, other in zip(alone.rollouts, together[alone.key].rollouts, strict=True):
         assert one.response_ids.tolist() == other.response_ids.tolist()
     other_seed = dataclasses.replace(SAMPLING, seed=1)
-    different = collect(embedded, problems[7:8], REWARD, other_seed, tmp_path / "c.parquet")[0]
+    different = collect(PolicySampler(embedded, REWARD, other_seed), problems[7:8], tmp_path / "c.parquet")[0]
     assert [r.response_ids.tolist() for r in different.rollouts] != [r.response_ids.tolist() for r in alone.rollouts]
 
 
@@ -127,7 +128,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
     embedded: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problems = make_pool("mixed", 22, 0)
-    whole = collect(embedded, problems, REWARD, SAMPLING, tmp_path / "whole.parquet")
+    whole = collect(PolicySampler(embedded, REWARD, SAMPLING), problems, tmp_path / "whole.parquet")
     assert [g.key for g in whole] == [p.key for p in problems]
     batches = len(plan([g.prompt_ids for g in whole], SAMPLING))
     assert batches == 6
@@ -139,16 +140,16 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
         sampled.append(1)
         return sample_batch(*args)
 
-    monkeypatch.setattr("gradalign.rollouts.collect.sample_batch", dying)
+    monkeypatch.setattr("gradalign.rollouts.sampler.sample_batch", dying)
     for stop_at in (2, 3):  # dies after two batches, then after one more
         sampled.clear() if stop_at == 2 else None
         with pytest.raises(KeyboardInterrupt):
-            collect(embedded, problems, REWARD, SAMPLING, tmp_path / "r.parquet")
+            collect(PolicySampler(embedded, REWARD, SAMPLING), problems, tmp_path / "r.parquet")
     part = tmp_path / "r.parquet.part"
     part.write_bytes(part.read_bytes()[:-40])  # a torn last line
     stop_at = 99
     sampled.clear()
-    ended = collect(embedded, problems, REWARD, SAMPLING, tmp_path / "r.parquet")
+    ended = collect(PolicySampler(embedded, REWARD, SAMPLING), problems, tmp_path / "r.parquet")
     assert len(sampled) == batches - 2
     assert rows(ended) == rows(whole)
     assert (tmp_path / "r.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
@@ -169,7 +170,7 @@ def test_what_an_interrupted_run_leaves_is_guarded(
 
     def run(reward: Callable[..., Any], **sampling: Any) -> list[Group]:
         settings = dataclasses.replace(SAMPLING, **sampling)
-        return collect(embedded, problems, Reward("countdown", reward), settings, tmp_path / "r.parquet")
+        return collect(PolicySampler(embedded, Reward("countdown", reward), settings), problems, tmp_path / "r.parquet")
 
     part = tmp_path / "r.parquet.part"
     fine = 0
@@ -213,20 +214,20 @@ def test_two_processes_cannot_share_a_table(embedded: Policy, tmp_path: Path) ->
     problems = make_pool("mixed", 4, 0)
 
     def meanwhile(**columns: Any) -> list[float]:
-        collect(embedded, problems, REWARD, SAMPLING, tmp_path / "r.parquet")
+        collect(PolicySampler(embedded, REWARD, SAMPLING), problems, tmp_path / "r.parquet")
         return [0.0] * len(columns["completions"])
 
     with pytest.raises(GradAlignError, match="another process is at work on it"):
-        collect(embedded, problems, Reward("countdown", meanwhile), SAMPLING, tmp_path / "r.parquet")
-    assert len(collect(embedded, problems, REWARD, SAMPLING, tmp_path / "r.parquet")) == 4
+        collect(PolicySampler(embedded, Reward("countdown", meanwhile), SAMPLING), problems, tmp_path / "r.parquet")
+    assert len(collect(PolicySampler(embedded, REWARD, SAMPLING), problems, tmp_path / "r.parquet")) == 4
 
 
 def test_a_table_that_lost_rows_is_refused(embedded: Policy, tmp_path: Path) -> None:
     problems = make_pool("mixed", 4, 0)
-    groups = collect(embedded, problems, REWARD, SAMPLING, tmp_path / "r.parquet")
+    groups = collect(PolicySampler(embedded, REWARD, SAMPLING), problems, tmp_path / "r.parquet")
     write_rollouts(tmp_path / "r.parquet", groups[:2])
     with pytest.raises(GradAlignError, match="does not hold this run's problems and rollouts"):
-        collect(embedded, problems, REWARD, SAMPLING, tmp_path / "r.parquet")
+        collect(PolicySampler(embedded, REWARD, SAMPLING), problems, tmp_path / "r.parquet")
 
 
 class Spelling:
@@ -270,7 +271,7 @@ def test_a_distribution_that_is_not_finite_names_the_problem(embedded: Policy) -
 def test_prompts_that_cannot_be_asked(embedded: Policy, tmp_path: Path) -> None:
     chat = Problem("c", [{"role": "user", "content": "1+1="}], "2")
     with pytest.raises(GradAlignError, match="has no chat template, which problem 'c' needs"):
-        collect(embedded, [chat], REWARD, SAMPLING, tmp_path / "r.parquet")
+        collect(PolicySampler(embedded, REWARD, SAMPLING), [chat], tmp_path / "r.parquet")
     long = Problem("l", "1+" * 200, "2")
     with pytest.raises(GradAlignError, match="'l': its prompt of 400 tokens and 10 new ones are more than the 256"):
-        collect(embedded, [long], Reward("exact", exact), SAMPLING, tmp_path / "r.parquet")
+        collect(PolicySampler(embedded, Reward("exact", exact), SAMPLING), [long], tmp_path / "r.parquet")

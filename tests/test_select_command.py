@@ -68,7 +68,7 @@ def test_the_same_command_again_samples_nothing_and_gives_the_same_bytes(
     assert gradalign(*select, "--top", "5").status == 0
     folder = tmp_path / "run" / "round-0000"
     before = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "metrics.json"}
-    monkeypatch.setattr("gradalign.rollouts.collect.sample_batch", None)
+    monkeypatch.setattr("gradalign.rollouts.sampler.sample_batch", None)
     assert gradalign(*select, "--top", "5").status == 0
     assert before == {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "metrics.json"}
     error = gradalign(*select, "--top", "6").error

@@ -11,8 +11,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "gradalign"
 ORDER = [
-    "errors", "files", "rows", "problems", "rewards", "policy", "rollouts", "alignment", "selection", "curriculum",
-    "report", "config", "cli", "__main__",
+    "errors", "processes", "files", "rows", "problems", "rewards", "policy", "rollouts", "alignment", "selection",
+    "curriculum", "trainers", "report", "config", "cli", "__main__",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

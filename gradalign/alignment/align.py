@@ -17,6 +17,7 @@ from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
 from gradalign.policy.logprobs import shares_prompts
 from gradalign.policy.objective import Objective
+from gradalign.processes import ALONE, Processes
 
 EngineName = Literal["exact", "directional", "reference"]
 ENGINES: dict[str, type[Exact] | type[Directional] | type[Reference]] = {
@@ -25,6 +26,15 @@ ENGINES: dict[str, type[Exact] | type[Directional] | type[Reference]] = {
     "reference": Reference,
 }
 """Engine name -> class; its ``provides`` says which numbers it gives."""
+
+
+Progress = Callable[[str, int], Callable[..., None]]
+"""Called with a stage's name and size; gives a function to call with (or without) the number of items done."""
+
+
+def silent(stage: str, total: int) -> Callable[..., None]:
+    """A `Progress` that shows nothing."""
+    return lambda items=1: None
 
 
 class Engine(Protocol):
@@ -63,6 +73,142 @@ class Scored:
     step: Step | None = None
 
 
+@dataclass
+class Scorer:
+    """How alignments are computed; reused while the policy moves.
+
+    Attributes:
+        policy: the policy; only its gradients are touched, and left empty.
+        objective: advantage, aggregation, temperature.
+        engine: ``exact``, ``directional`` or ``reference``.
+        batch_tokens: tokens in one forward or backward pass, at most (one rollout at least).
+        contributions: with ``exact``, a further forward-only pass gives se, t and corr.
+        unit: each validation problem's gradient is divided by its norm before averaging.
+        seed: of the validation set's halving.
+        processes: each works on its share of the groups; all get all results.
+        step: of forward-only scores, where `calibrate` has chosen one.
+
+    Raises:
+        GradAlignError: unknown engine.
+    """
+
+    policy: Policy
+    objective: Objective
+    engine: str = "exact"
+    batch_tokens: int = 4096
+    contributions: bool = False
+    unit: bool = False
+    seed: int = 0
+    processes: Processes = ALONE
+    step: Step | None = None
+
+    def __post_init__(self) -> None:
+        provides(self.engine, self.contributions)
+        self.contributions = self.contributions and self.engine == "exact"  # the others give them anyway
+
+    @property
+    def forward_only(self) -> bool:
+        """Whether forward passes are differenced."""
+        return self.engine == "directional" or self.contributions
+
+    def direction(self, validation: Sequence[Group], progress: Progress = silent) -> Direction:
+        """The validation direction; warns when it is within noise.
+
+        Raises:
+            GradAlignError: no validation problem carries a gradient.
+        """
+        require_gradient(validation)
+        trusted = [group for group in validation if group.status == "scored"]
+        gradient = Reference(self.policy, self.objective).gradient
+        if self.engine != "reference":
+            gradient = self._exact(self._shared(trusted)).gradient
+        done = progress("validation direction", len(trusted))
+        direction = build_direction(self.policy, validation, gradient, self.unit, self.seed, done, self.processes)
+        if direction.within_noise:
+            halves = (
+                "cannot be compared" if direction.reliability is None else f"agree by {direction.reliability:.2f} only"
+            )
+            warn(
+                f"the validation direction is within noise: its halves {halves} ({direction.n_problems} problems carry "
+                "a gradient); more validation problems, or more rollouts of each, make it reliable"
+            )
+        return direction
+
+    def calibrate(self, groups: Sequence[Group], direction: Direction) -> Step | None:
+        """Choose the finite-difference step on up to eight of ``groups``, and keep it; None where none is needed.
+
+        Raises:
+            GradAlignError: no step agrees with exact dots.
+        """
+        tried = [group for group in groups if group.status == "scored"]
+        if self.forward_only and tried:
+            self.step = self._directional(self._shared(tried)).calibrate(tried, direction)
+        return self.step
+
+    def measure(self, candidates: Sequence[Group], direction: Direction, progress: Progress = silent) -> Scored:
+        """Align candidate groups with a direction.
+
+        Groups whose status is not ``scored`` get a row without numbers. `calibrate` is called on the candidates where
+        it was not called before.
+
+        Raises:
+            GradAlignError: a number that is not finite; see `calibrate`.
+        """
+        seconds: dict[str, float] = {}
+        scored = [group for group in candidates if group.status == "scored"]
+        start = time.perf_counter()
+        if self.forward_only and scored and self.step is None:
+            self.calibrate(scored, direction)
+            seconds["self-check"] = time.perf_counter() - start
+
+        start = time.perf_counter()
+        engine: Engine = Reference(self.policy, self.objective)
+        shared = self.engine != "reference" and self._shared(scored)
+        if self.engine != "reference":
+            engine = self._exact(shared) if self.engine == "exact" else self._directional(shared)
+        numbers = self._measure(engine, scored, direction, progress, "candidates")
+        seconds["candidates"] = time.perf_counter() - start
+
+        if self.contributions:
+            start = time.perf_counter()
+            more = self._measure(self._directional(shared), scored, direction, progress, "contributions")
+            for own, other in zip(numbers, more, strict=True):
+                own.se, own.t, own.corr = other.se, other.t, other.corr
+            seconds["contributions"] = time.perf_counter() - start
+
+        by_group = {id(group): own for group, own in zip(scored, numbers, strict=True)}
+        alignments = [Alignment.of(group, by_group.get(id(group))) for group in candidates]
+        return Scored(direction, alignments, seconds, self.step)
+
+    def _exact(self, shared: bool) -> Exact:
+        return Exact(self.policy, self.objective, self.batch_tokens, shared)
+
+    def _directional(self, shared: bool) -> Directional:
+        made = Directional(self.policy, self.objective, self.batch_tokens, shared)
+        made.step = self.step
+        return made
+
+    def _shared(self, groups: Sequence[Group]) -> bool:
+        return shares_prompts(self.policy, groups, self.batch_tokens)
+
+    def _measure(
+        self, engine: Engine, groups: Sequence[Group], direction: Direction, progress: Progress, stage: str
+    ) -> list[Numbers]:
+        """Every group's numbers, each process measuring its share."""
+        mine = self.processes.mine(groups)
+        done = progress(stage, len(mine))
+
+        def work() -> list[Numbers]:
+            numbers = []
+            for group, measured in zip(mine, engine.measure(mine, direction), strict=True):
+                measured.require_finite(group)
+                numbers.append(measured)
+                done()
+            return numbers
+
+        return self.processes.joined(self.processes.together(work))
+
+
 def score(
     policy: Policy,
     candidates: Sequence[Group],
@@ -73,77 +219,17 @@ def score(
     contributions: bool = False,
     unit: bool = False,
     seed: int = 0,
-    progress: Callable[[str, int], Callable[[], None]] = lambda name, total: lambda: None,
+    progress: Progress = silent,
 ) -> Scored:
-    """Align candidate groups with the validation direction.
-
-    Args:
-        policy: the policy; only its gradients are touched, and left empty.
-        candidates: groups to score; those whose status is not ``scored`` get a row without numbers.
-        validation: groups of the trusted validation set.
-        objective: advantage, aggregation, temperature.
-        engine: ``exact``, ``directional`` or ``reference``.
-        batch_tokens: tokens in one forward or backward pass, at most (one rollout at least).
-        contributions: with ``exact``, a further forward-only pass gives se, t and corr.
-        unit: each validation problem's gradient is divided by its norm before averaging.
-        seed: of the validation set's halving.
-        progress: called with a stage's name and number of groups; gives a function to be called after each.
+    """Align candidate groups with the validation direction; see `Scorer` for the arguments.
 
     Raises:
         GradAlignError: unknown engine; no validation problem carries a gradient; a number that is not finite.
     """
-    provides(engine, contributions)
-    contributions = contributions and engine == "exact"  # the others give them anyway
-    require_gradient(validation)
-    scored = [group for group in candidates if group.status == "scored"]
-    trusted = [group for group in validation if group.status == "scored"]
-    shared = engine != "reference" and shares_prompts(policy, [*scored, *trusted], batch_tokens)
-    exact = Exact(policy, objective, batch_tokens, shared)
-    reference = Reference(policy, objective)
-    forward = Directional(policy, objective, batch_tokens, shared) if engine == "directional" or contributions else None
-    seconds: dict[str, float] = {}
-
+    scorer = Scorer(policy, objective, engine, batch_tokens, contributions, unit, seed)
     start = time.perf_counter()
-    gradient = reference.gradient if engine == "reference" else exact.gradient
-    done = progress("validation direction", len(trusted))
-    direction = build_direction(policy, validation, gradient, unit, seed, done)
-    seconds["direction"] = time.perf_counter() - start
-    if direction.within_noise:
-        halves = "cannot be compared" if direction.reliability is None else f"agree by {direction.reliability:.2f} only"
-        warn(
-            f"the validation direction is within noise: its halves {halves} ({direction.n_problems} problems carry a "
-            "gradient); more validation problems, or more rollouts of each, make it reliable"
-        )
-
-    step = None
-    if forward is not None and scored:
-        start = time.perf_counter()
-        step = forward.calibrate(scored, direction)
-        seconds["self-check"] = time.perf_counter() - start
-
-    start = time.perf_counter()
-    measuring: Engine = reference if engine == "reference" else exact
-    if engine == "directional":
-        assert forward is not None
-        measuring = forward
-    done = progress("candidates", len(scored))
-    numbers: dict[int, Numbers] = {}
-    for group, measured in zip(scored, measuring.measure(scored, direction), strict=True):
-        measured.require_finite(group)
-        numbers[id(group)] = measured
-        done()
-    seconds["candidates"] = time.perf_counter() - start
-
-    if contributions:
-        assert forward is not None
-        start = time.perf_counter()
-        done = progress("contributions", len(scored))
-        for group, more in zip(scored, forward.measure(scored, direction), strict=True):
-            more.require_finite(group)
-            own = numbers[id(group)]
-            own.se, own.t, own.corr = more.se, more.t, more.corr
-            done()
-        seconds["contributions"] = time.perf_counter() - start
-
-    alignments = [Alignment.of(group, numbers.get(id(group))) for group in candidates]
-    return Scored(direction, alignments, seconds, step)
+    direction = scorer.direction(validation, progress)
+    seconds = time.perf_counter() - start
+    scored = scorer.measure(candidates, direction, progress)
+    scored.seconds = {"direction": seconds, **scored.seconds}
+    return scored

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from gradalign.errors import GradAlignError
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
 from gradalign.problems.schema import uniform_hash
+from gradalign.processes import ALONE, Processes
 
 
 @dataclass
@@ -48,6 +51,21 @@ class Direction:
             "reliability_se": self.reliability_se,
         }
 
+    def averaged(self, mean: Sequence[torch.Tensor], weight: float) -> Direction:
+        """The direction of ``weight`` * ``mean`` + (1 - ``weight``) * v; the reliability stays this round's own.
+
+        Args:
+            mean: one tensor a covered parameter, an earlier average; not changed.
+            weight: in [0, 1), how much of it is kept.
+        """
+        mixed = [
+            old.to(new) * weight + new * ((1 - weight) * self.norm) for old, new in zip(mean, self.unit, strict=True)
+        ]
+        norm = _dot(mixed, mixed) ** 0.5
+        for tensor in mixed:
+            tensor.div_(norm)
+        return dataclasses.replace(self, unit=mixed, norm=norm)
+
     @property
     def within_noise(self) -> bool:
         """Whether the halves' agreement is not significant (t-test at 2.5 %), or they are too small to tell."""
@@ -82,6 +100,7 @@ def build_direction(
     unit: bool = False,
     seed: int = 0,
     done: Callable[[], None] = lambda: None,
+    processes: Processes = ALONE,
 ) -> Direction:
     """Average the validation problems' policy gradients, each problem weighing the same.
 
@@ -96,6 +115,7 @@ def build_direction(
         unit: divide each problem's gradient by its norm first.
         seed: of the halving.
         done: called after each group.
+        processes: each differentiates its share of the groups; all get the direction.
 
     Raises:
         GradAlignError: no validation problem carries a gradient, or the gradients are not finite or cancel.
@@ -105,10 +125,12 @@ def build_direction(
     scored.sort(key=lambda group: uniform_hash(seed, group.key))
     halves = scored[: (len(scored) + 1) // 2], scored[(len(scored) + 1) // 2 :]
     sums: list[list[torch.Tensor]] = []
-    first_norm, projections = 0.0, []
-    for half in halves:
-        total = [torch.zeros_like(p, dtype=policy.reduction_dtype) for p in policy.parameters]
-        for group in half:
+    first_norm, projections = 0.0, [0.0]
+
+    def add(share: Sequence[Group], total: list[torch.Tensor]) -> list[float]:
+        """Add the share's gradients to ``total``; gives their projections on the first half's mean."""
+        projected = []
+        for group in share:
             own = gradient(group)
             norm = _dot(own, own) ** 0.5
             if not np.isfinite(norm):
@@ -116,9 +138,15 @@ def build_direction(
             scale = 1.0 / norm if unit and norm > 0 else 1.0
             for t, g in zip(total, own, strict=True):
                 t.add_(g, alpha=scale)
-            if sums:
-                projections.append(scale * _dot(own, sums[0]) / first_norm if first_norm > 0 else 0.0)
+            projected.append(scale * _dot(own, sums[0]) / first_norm if sums and first_norm > 0 else 0.0)
             done()
+        return projected
+
+    for half in halves:
+        total = [torch.zeros_like(p, dtype=policy.reduction_dtype) for p in policy.parameters]
+        shares = processes.together(partial(add, processes.mine(half), total))
+        processes.add_up(total)
+        projections = processes.joined(shares)
         sums.append(total)
         first_norm = first_norm or _dot(total, total) ** 0.5
     first, second = sums

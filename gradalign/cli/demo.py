@@ -15,7 +15,6 @@ from gradalign.config import Options, parse, resolved
 from gradalign.curriculum.folder import open_run, round_folder
 from gradalign.curriculum.round import RoundPlan, run_round, write_choice
 from gradalign.policy.load import load_policy
-from gradalign.policy.objective import Objective
 from gradalign.problems.embedded import make_pool
 from gradalign.problems.schema import fingerprint, prompt_text
 from gradalign.report.console import Cell, alignment_tables, progress_bars, show, show_scoring, table, times
@@ -23,6 +22,7 @@ from gradalign.rewards.base import Reward
 from gradalign.rewards.coin import Coin
 from gradalign.rewards.countdown import countdown
 from gradalign.rollouts.sample import Sampling
+from gradalign.rollouts.sampler import PolicySampler
 from gradalign.selection import STRATEGIES, Size, choose
 
 
@@ -63,15 +63,16 @@ def run(arguments: Sequence[str]) -> None:
         f"{sum(p.numel() for p in policy.parameters):,} parameters.\n"
     )
     plan = RoundPlan(
-        strategy=STRATEGIES["gradalign"], size=Size(fraction=options.fraction), objective=Objective(), engine="exact",
-        contributions=True, unit=False, batch_tokens=4096, seed=options.seed,
-        sampling=Sampling(options.rollouts, max_new_tokens=16, seed=options.seed),
-        validation_sampling=Sampling(options.validation_rollouts, max_new_tokens=16, seed=options.seed),
-    )  # fmt: skip
+        strategy=STRATEGIES["gradalign"], size=Size(fraction=options.fraction), contributions=True, seed=options.seed
+    )
+    unsound = Reward("countdown", countdown, coin=coin)
+    samplers = (
+        PolicySampler(policy, unsound, Sampling(options.rollouts, max_new_tokens=16, seed=options.seed)),
+        PolicySampler(policy, trusted, Sampling(options.validation_rollouts, max_new_tokens=16, seed=options.seed)),
+    )
     folder = round_folder(options.out, 0)
     with progress_bars() as progress:
-        result = run_round(policy, pool, validation, (Reward("countdown", countdown, coin=coin), trusted), plan, folder,
-                           progress)  # fmt: skip
+        result = run_round(policy, pool, validation, samplers, plan, folder, progress)
     assert result.scored is not None
     written = write_choice(folder, pool, result.alignments, ["trl"])
     show_scoring(result.scored)

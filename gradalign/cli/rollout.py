@@ -18,6 +18,7 @@ from gradalign.policy.group import Group
 from gradalign.problems.schema import fingerprint
 from gradalign.report.console import Cell, progress_bars, show, table
 from gradalign.rollouts.collect import collect
+from gradalign.rollouts.sampler import PolicySampler
 from gradalign.rollouts.table import writer_of
 
 
@@ -54,7 +55,7 @@ def run(arguments: Sequence[str]) -> None:
     with progress_bars() as progress:
         tick = progress("rollouts", len(problems) * options.rollouts)
         sampling = options.sampling(options.rollouts, options.temperature, options.seed)
-        groups = collect(policy, problems, reward, sampling, options.out, tick)
+        groups = collect(PolicySampler(policy, reward, sampling), problems, options.out, tick)
     show(table("rollouts", ["", "value"], _summary(groups, time.perf_counter() - start)))
     show(f"wrote {options.out} and {config}")
 

@@ -17,14 +17,15 @@ from gradalign.cli.options import (
     SelectionOptions,
 )
 from gradalign.config import parse, resolved
+from gradalign.curriculum.chunks import Chunks
 from gradalign.curriculum.folder import open_run, round_folder
-from gradalign.curriculum.round import RoundPlan, run_round, take_chunk, write_choice
+from gradalign.curriculum.round import RoundPlan, run_round, write_choice
 from gradalign.errors import GradAlignError
 from gradalign.policy.load import Policy
 from gradalign.problems.read import overlap
 from gradalign.problems.schema import Problem, fingerprint, prompt_text
 from gradalign.report.console import alignment_tables, progress_bars, show, show_scoring, times
-from gradalign.rollouts.collect import prompts_of
+from gradalign.rollouts.sampler import PolicySampler, prompts_of
 from gradalign.selection import Strategy, find_strategy
 
 
@@ -58,7 +59,7 @@ def run(arguments: Sequence[str]) -> None:
     texts = {problem.key: prompt_text(problem.prompt) for problem in pool}
     pool, validation = options.asked(pool), options.asked(validation)
     policy = options.policy(options.parameters)
-    chunk = take_chunk(pool, options.chunk, options.seed)
+    chunk = [pool[i] for i in Chunks([p.key for p in pool], options.chunk, options.seed)[0]]
     check(policy, options, strategy, [*chunk, *validation])
     known = {
         "policy": policy.fingerprint,
@@ -69,15 +70,16 @@ def run(arguments: Sequence[str]) -> None:
     plan = RoundPlan(
         strategy=strategy, size=options.size, objective=options.objective, engine=options.engine,
         contributions=options.contributions, unit=options.unit, batch_tokens=options.batch_tokens,
-        sampling=options.sampling(options.rollouts, options.temperature, options.seed),
-        validation_sampling=options.sampling(
-            options.validation_rollouts or options.rollouts, options.temperature, options.seed
-        ),
         seed=options.seed,
     )  # fmt: skip
+    counts = options.rollouts, options.validation_rollouts or options.rollouts
+    samplers = [
+        PolicySampler(policy, reward, options.sampling(count, options.temperature, options.seed))
+        for reward, count in zip(rewards, counts, strict=True)
+    ]
     folder = round_folder(options.out, 0)
     with progress_bars() as progress:
-        result = run_round(policy, chunk, validation, rewards, plan, folder, progress)
+        result = run_round(policy, chunk, validation, (samplers[0], samplers[1]), plan, folder, progress)
 
     if result.scored is not None:
         show_scoring(result.scored)

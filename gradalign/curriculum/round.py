@@ -4,43 +4,55 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gradalign.alignment.align import Scored, score
-from gradalign.alignment.direction import require_gradient
+from gradalign.alignment.align import Progress, Scored, Scorer, silent
+from gradalign.alignment.direction import Direction
 from gradalign.alignment.record import Alignment, unscored
 from gradalign.alignment.table import write_alignments
 from gradalign.files import write_json
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
 from gradalign.policy.objective import Objective
-from gradalign.problems.schema import Problem, uniform_hash
+from gradalign.problems.schema import Problem
 from gradalign.problems.write import Target, write_chosen
-from gradalign.rewards.base import Reward
-from gradalign.rollouts.collect import collect
-from gradalign.rollouts.sample import Sampling
+from gradalign.processes import ALONE, Processes
+from gradalign.rollouts.collect import collect_shared
+from gradalign.rollouts.sampler import Sampler
 from gradalign.selection import Size, Strategy, choose
-
-Progress = Callable[[str, int], Callable[..., None]]
-"""Called with a stage's name and size; gives a function to call with (or without) the number of items done."""
 
 
 @dataclass(frozen=True)
 class RoundPlan:
-    """All that a round depends on besides its problems and policy."""
+    """All that a round depends on besides its problems, its samplers and its policy.
+
+    Attributes:
+        strategy: ranks the problems.
+        size: how many are chosen.
+        objective: what is differentiated.
+        engine: see `gradalign.alignment.align.ENGINES`.
+        contributions: with ``exact``, a further forward-only pass gives se, t and corr.
+        unit: each validation problem's gradient is divided by its norm before averaging.
+        batch_tokens: tokens in one forward or backward pass, at most.
+        seed: of ties and of the validation set's halving.
+    """
 
     strategy: Strategy
     size: Size
-    objective: Objective
-    engine: str
-    contributions: bool
-    unit: bool
-    batch_tokens: int
-    sampling: Sampling
-    validation_sampling: Sampling
-    seed: int
+    objective: Objective = field(default_factory=Objective)
+    engine: str = "exact"
+    contributions: bool = False
+    unit: bool = False
+    batch_tokens: int = 4096
+    seed: int = 0
+
+    def scorer(self, policy: Policy, processes: Processes = ALONE) -> Scorer:
+        """Who computes alignments."""
+        return Scorer(
+            policy, self.objective, self.engine, self.batch_tokens, self.contributions, self.unit, self.seed, processes
+        )
 
 
 @dataclass
@@ -76,59 +88,74 @@ class Round:
         }
 
 
-def take_chunk(pool: Sequence[Problem], size: int | None, seed: int) -> list[Problem]:
-    """The round's candidates: ``size`` problems of the pool by seeded hash, in pool order; None takes all."""
-    if size is None or size >= len(pool):
-        return list(pool)
-    taken = {p.key for p in sorted(pool, key=lambda p: uniform_hash("chunk", seed, p.key))[:size]}
-    return [problem for problem in pool if problem.key in taken]
+def find_direction(
+    scorer: Scorer,
+    validation: Sequence[Problem],
+    sampler: Sampler,
+    folder: Path,
+    progress: Progress,
+    seconds: dict[str, float],
+) -> tuple[Direction, list[Group]]:
+    """Sample the validation problems into ``folder``/validation.parquet and differentiate them.
+
+    Returns:
+        The direction, and the validation groups; ``seconds`` gets the times of both stages.
+
+    Raises:
+        GradAlignError: no validation problem carries a gradient.
+    """
+    start = time.perf_counter()
+    tick = progress("validation rollouts", len(validation) * sampler.rollouts)
+    groups = collect_shared(sampler, validation, folder / "validation.parquet", tick, scorer.processes)
+    seconds["validation rollouts"] = time.perf_counter() - start
+    start = time.perf_counter()
+    direction = scorer.direction(groups, progress)
+    seconds["direction"] = time.perf_counter() - start
+    return direction, groups
 
 
 def run_round(
     policy: Policy,
     chunk: Sequence[Problem],
     validation: Sequence[Problem],
-    rewards: tuple[Reward, Reward],
+    samplers: tuple[Sampler, Sampler],
     plan: RoundPlan,
     folder: Path,
-    progress: Progress,
+    progress: Progress = silent,
+    processes: Processes = ALONE,
+    average: Callable[[Direction], Direction] = lambda direction: direction,
 ) -> Round:
     """Sample what the strategy needs, score, choose; everything lands in ``folder``.
 
     Rollouts that an interrupted run left there are taken up, not sampled again.
 
     Args:
-        policy: samples and is differentiated.
+        policy: is differentiated.
         chunk: the candidates.
         validation: the trusted set, disjoint from the chunk.
-        rewards: of the chunk, of the validation set.
+        samplers: of the chunk, of the validation set.
         plan: how.
-        folder: of the round; gets ``candidates.parquet``, ``validation.parquet``, ``alignments.parquet``,
-            ``metrics.json``.
-        progress: see `Progress`.
+        folder: of the round; gets ``validation.parquet``, ``candidates.parquet``, ``alignments.parquet`` and, last of
+            all, ``metrics.json``.
+        progress: see `gradalign.alignment.align.Progress`.
+        processes: share the work; the first one writes.
+        average: gives the direction to follow from the round's own.
     """
     seconds: dict[str, float] = {}
     groups: list[Group] = []
     trusted: list[Group] = []
     scored: Scored | None = None
-    strategy = plan.strategy
-    if strategy.needs_engine:
-        start = time.perf_counter()
-        tick = progress("validation rollouts", len(validation) * plan.validation_sampling.rollouts)
-        place = folder / "validation.parquet"
-        trusted = collect(policy, validation, rewards[1], plan.validation_sampling, place, tick)
-        seconds["validation rollouts"] = time.perf_counter() - start
-        require_gradient(trusted)  # before the candidates are sampled
+    strategy, scorer = plan.strategy, plan.scorer(policy, processes)
+    if strategy.needs_engine:  # the direction first: without one no candidate need be sampled
+        direction, trusted = find_direction(scorer, validation, samplers[1], folder, progress, seconds)
+        direction = average(direction)
     if strategy.needs != "nothing":
         start = time.perf_counter()
-        tick = progress("candidate rollouts", len(chunk) * plan.sampling.rollouts)
-        groups = collect(policy, chunk, rewards[0], plan.sampling, folder / "candidates.parquet", tick)
+        tick = progress("candidate rollouts", len(chunk) * samplers[0].rollouts)
+        groups = collect_shared(samplers[0], chunk, folder / "candidates.parquet", tick, processes)
         seconds["candidate rollouts"] = time.perf_counter() - start
     if strategy.needs_engine:
-        scored = score(
-            policy, groups, trusted, plan.objective, plan.engine, plan.batch_tokens, plan.contributions, plan.unit,
-            plan.seed, progress,
-        )  # fmt: skip
+        scored = scorer.measure(groups, direction, progress)
         alignments = scored.alignments
         seconds |= scored.seconds
     elif groups:
@@ -138,8 +165,9 @@ def run_round(
     choose(alignments, strategy, plan.size, plan.seed)
     rollouts = sum(len(group.rollouts) for group in [*groups, *trusted])
     result = Round(alignments, scored, groups, rollouts, seconds)
-    write_alignments(folder / "alignments.parquet", alignments)
-    write_json(folder / "metrics.json", result.metrics())
+    if processes.first:
+        write_alignments(folder / "alignments.parquet", alignments)
+        write_json(folder / "metrics.json", result.metrics())
     return result
 
 

@@ -83,7 +83,7 @@ def show_scoring(scored: Scored) -> None:
         silent += f", {direction.n_invalid} have bad rows"
     show(
         f"validation direction: {direction.n_problems} problems ({silent}), norm {direction.norm:.4g}, "
-        f"agreement of its halves {reliability}, {scored.seconds['direction']:.1f} s"
+        f"agreement of its halves {reliability}"
     )
     if step is not None:
         show(f"forward-only scores: step {step.length:g}, error against exact dots {step.error:.2%}")

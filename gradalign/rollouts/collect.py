@@ -6,51 +6,24 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
-from numpy.typing import NDArray
 
 from gradalign.errors import GradAlignError, warn
 from gradalign.files import writing
-from gradalign.policy.group import Group, Rollout
-from gradalign.policy.load import Policy
+from gradalign.policy.group import Group
 from gradalign.problems.schema import Problem, fingerprint
-from gradalign.rewards.base import Reward
-from gradalign.rollouts.sample import Sampling, plan, sample_batch
+from gradalign.processes import ALONE, Processes
+from gradalign.rollouts.sampler import Sampler
 from gradalign.rollouts.table import gather, read_rollouts, to_rows, write_rollouts, writer_of
 from gradalign.rows import Row
 
 
-def prompt_tokens(policy: Policy, problem: Problem) -> list[int]:
-    """A problem's prompt as token ids: a text as it stands, chat messages through the tokenizer's chat template.
-
-    Raises:
-        GradAlignError: the tokenizer has no chat template, or the prompt comes out empty.
-    """
-    tokenizer, prompt = policy.tokenizer, problem.prompt
-    if isinstance(prompt, str):
-        ids = tokenizer.encode(prompt)
-    elif tokenizer.chat_template is None:
-        raise GradAlignError(
-            f"model {policy.path}: its tokenizer has no chat template, which problem {problem.key!r} needs; write the "
-            "prompt as plain text, or take an instruction-tuned model"
-        )
-    else:
-        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
-    if not ids:
-        raise GradAlignError(f"problem {problem.key!r}: its prompt has no token")
-    return [int(token) for token in ids]
-
-
 def collect(
-    policy: Policy,
+    sampler: Sampler,
     problems: Sequence[Problem],
-    reward: Reward,
-    sampling: Sampling,
     out: Path,
     done: Callable[[int], None] = lambda rollouts: None,
 ) -> list[Group]:
@@ -60,10 +33,8 @@ def collect(
     interrupted or not.
 
     Args:
-        policy: samples the responses.
+        sampler: samples and pays.
         problems: distinct keys.
-        reward: pays them.
-        sampling: how many, how long, at which temperature.
         out: ``.parquet`` or ``.jsonl``.
         done: called with the number of rollouts of each batch as it is in.
 
@@ -75,19 +46,19 @@ def collect(
     keys = [problem.key for problem in problems]
     if out.exists():
         groups = read_rollouts(out)
-        if [(g.key, len(g.rollouts)) for g in groups] != [(key, sampling.rollouts) for key in keys]:
+        if [(g.key, len(g.rollouts)) for g in groups] != [(key, sampler.rollouts) for key in keys]:
             raise GradAlignError(f"{out}: does not hold this run's problems and rollouts; delete it to sample again")
-        done(len(keys) * sampling.rollouts)
+        done(len(keys) * sampler.rollouts)
         return groups
-    prompts = prompts_of(policy, problems, sampling.max_new_tokens)
-    batches = plan(prompts, sampling)
+    prompts = sampler.prompts(problems)
+    batches = sampler.batches(prompts)
     part = out.with_name(out.name + ".part")
     with _alone(part):
-        expected = [[keys[i] for i in batch for _ in range(sampling.rollouts)] for batch in batches]
-        kept = _kept(part, _settings(policy, problems, reward, sampling), expected)
+        expected = [[keys[i] for i in batch for _ in range(sampler.rollouts)] for batch in batches]
+        kept = _kept(part, {**sampler.identity, "problems": fingerprint(problems)}, expected)
         for number, batch in enumerate(batches):
             if number == len(kept):
-                groups = _batch(policy, [problems[i] for i in batch], [prompts[i] for i in batch], reward, sampling)
+                groups = sampler.sample([problems[i] for i in batch], [prompts[i] for i in batch])
                 kept.append([row for group in groups for row in to_rows(group)])
                 with writing(part), part.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"rows": kept[-1]}) + "\n")
@@ -100,20 +71,30 @@ def collect(
     return ordered
 
 
-def prompts_of(policy: Policy, problems: Sequence[Problem], max_new_tokens: int) -> list[NDArray[np.int64]]:
-    """(tokens,) the prompt of each problem.
+def collect_shared(
+    sampler: Sampler,
+    problems: Sequence[Problem],
+    out: Path,
+    done: Callable[[int], None] = lambda rollouts: None,
+    processes: Processes = ALONE,
+) -> list[Group]:
+    """`collect` by several processes: each samples its share, all get all groups, the first writes ``out``.
 
     Raises:
-        GradAlignError: see `prompt_tokens`; a prompt leaves no room for a response.
+        GradAlignError: see `collect`; in every process where it happens in one.
     """
-    prompts = [np.array(prompt_tokens(policy, problem), np.int64) for problem in problems]
-    for problem, prompt in zip(problems, prompts, strict=True):
-        if policy.max_length is not None and len(prompt) + max_new_tokens > policy.max_length:
-            raise GradAlignError(
-                f"problem {problem.key!r}: its prompt of {len(prompt)} tokens and {max_new_tokens} new ones are more "
-                f"than the {policy.max_length} the policy takes; lower --max-new-tokens or leave it out"
-            )
-    return prompts
+    if processes.count == 1:
+        return collect(sampler, problems, out, done)
+    found = processes.together(lambda: collect(sampler, problems, out) if processes.first and out.exists() else None)
+    if found[0] is not None:
+        return found[0]
+    share = out.with_name(f"{out.stem}.{processes.rank}-of-{processes.count}{out.suffix}")
+    mine = processes.mine(problems)
+    shares = processes.together(lambda: collect(sampler, mine, share, done) if mine else [])
+    groups = processes.joined(shares)
+    processes.together(lambda: write_rollouts(out, groups) if processes.first else None)
+    share.unlink(missing_ok=True)
+    return groups
 
 
 @contextlib.contextmanager
@@ -132,39 +113,6 @@ def _alone(part: Path) -> Iterator[None]:
     finally:
         lock.unlink(missing_ok=True)
         held.release()
-
-
-def _batch(
-    policy: Policy,
-    problems: Sequence[Problem],
-    prompts: Sequence[NDArray[np.int64]],
-    reward: Reward,
-    sampling: Sampling,
-) -> list[Group]:
-    sampled = sample_batch(policy, [problem.key for problem in problems], prompts, sampling)
-    groups = []
-    for problem, prompt, responses in zip(problems, prompts, sampled, strict=True):
-        rewards = reward(problem, [r.text or "" for r in responses], [r.ids for r in responses])
-        rollouts = [
-            Rollout(
-                np.array(r.ids, np.int64), value, logprobs=np.array(r.logprobs, np.float32),
-                finish_reason=r.finish_reason, response=r.text,
-            )
-            for r, value in zip(responses, rewards, strict=True)
-        ]  # fmt: skip
-        groups.append(Group(problem.key, prompt, rollouts, problem.source, policy.fingerprint))
-    return groups
-
-
-def _settings(policy: Policy, problems: Sequence[Problem], reward: Reward, sampling: Sampling) -> dict[str, Any]:
-    """All that the rollouts depend on; the first line of a ``.part`` file."""
-    return {
-        "policy": policy.fingerprint,
-        "problems": fingerprint(problems),
-        "reward": reward.identity,
-        "coin": asdict(reward.coin) if reward.coin else None,
-        "sampling": json.loads(json.dumps(asdict(sampling))),
-    }
 
 
 def _kept(part: Path, settings: dict[str, Any], expected: list[list[str]]) -> list[list[Row]]:

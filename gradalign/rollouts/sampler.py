@@ -1,0 +1,148 @@
+"""Who samples and pays: from problems to groups, with the loaded policy or with an engine of one's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradalign.errors import GradAlignError
+from gradalign.policy.group import Group, Rollout
+from gradalign.policy.load import Policy
+from gradalign.problems.schema import Problem
+from gradalign.rewards.base import Reward
+from gradalign.rollouts.sample import Response, Sampling, plan, sample_batch
+
+Tokens = NDArray[np.int64]
+
+
+class Sampler(Protocol):
+    """What `gradalign.rollouts.collect.collect` asks for."""
+
+    @property
+    def rollouts(self) -> int:
+        """Responses for each problem."""
+        ...
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that the rollouts depend on besides the problems, as JSON values."""
+        ...
+
+    def prompts(self, problems: Sequence[Problem]) -> list[Tokens]:
+        """(tokens,) the prompt of each problem."""
+        ...
+
+    def batches(self, prompts: Sequence[Tokens]) -> list[list[int]]:
+        """Indices of the problems that are sampled together; the same on every run."""
+        ...
+
+    def sample(self, problems: Sequence[Problem], prompts: Sequence[Tokens]) -> list[Group]:
+        """The groups of one batch."""
+        ...
+
+
+@dataclass
+class PolicySampler:
+    """Samples with the loaded policy, one problem's prompt once.
+
+    Attributes:
+        policy: samples the responses.
+        reward: pays them.
+        sampling: how many, how long, at which temperature.
+    """
+
+    policy: Policy
+    reward: Reward
+    sampling: Sampling
+
+    @property
+    def rollouts(self) -> int:
+        """Responses for each problem."""
+        return self.sampling.rollouts
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `Sampler`."""
+        return {
+            "policy": self.policy.fingerprint,
+            "reward": self.reward.identity,
+            "coin": asdict(self.reward.coin) if self.reward.coin else None,
+            "sampling": json.loads(json.dumps(asdict(self.sampling))),
+        }
+
+    def prompts(self, problems: Sequence[Problem]) -> list[Tokens]:
+        """(tokens,) the prompt of each problem.
+
+        Raises:
+            GradAlignError: see `prompt_tokens`; a prompt leaves no room for a response.
+        """
+        return prompts_of(self.policy, problems, self.sampling.max_new_tokens)
+
+    def batches(self, prompts: Sequence[Tokens]) -> list[list[int]]:
+        """By length, so that little is padded."""
+        return plan(prompts, self.sampling)
+
+    def sample(self, problems: Sequence[Problem], prompts: Sequence[Tokens]) -> list[Group]:
+        """The groups of one batch."""
+        sampled = sample_batch(self.policy, [problem.key for problem in problems], prompts, self.sampling)
+        return [self.paid(*one) for one in zip(problems, prompts, sampled, strict=True)]
+
+    def paid(self, problem: Problem, prompt: Tokens, responses: Sequence[Response]) -> Group:
+        """One problem's responses with their rewards.
+
+        Raises:
+            GradAlignError: the reward fails.
+        """
+        rewards = self.reward(problem, [r.text or "" for r in responses], [r.ids for r in responses])
+        rollouts = [rollout_of(r, value) for r, value in zip(responses, rewards, strict=True)]
+        return Group(problem.key, prompt, rollouts, problem.source, self.policy.fingerprint)
+
+
+def rollout_of(response: Response, reward: float) -> Rollout:
+    """A response with its reward."""
+    return Rollout(
+        np.array(response.ids, np.int64), reward, logprobs=np.array(response.logprobs, np.float32),
+        finish_reason=response.finish_reason, response=response.text,
+    )  # fmt: skip
+
+
+def prompt_tokens(policy: Policy, problem: Problem) -> list[int]:
+    """A problem's prompt as token ids: a text as it stands, chat messages through the tokenizer's chat template.
+
+    Raises:
+        GradAlignError: the tokenizer has no chat template, or the prompt comes out empty.
+    """
+    tokenizer, prompt = policy.tokenizer, problem.prompt
+    if isinstance(prompt, str):
+        ids = tokenizer.encode(prompt)
+    elif tokenizer.chat_template is None:
+        raise GradAlignError(
+            f"model {policy.path}: its tokenizer has no chat template, which problem {problem.key!r} needs; write the "
+            "prompt as plain text, or take an instruction-tuned model"
+        )
+    else:
+        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
+    if not ids:
+        raise GradAlignError(f"problem {problem.key!r}: its prompt has no token")
+    return [int(token) for token in ids]
+
+
+def prompts_of(policy: Policy, problems: Sequence[Problem], max_new_tokens: int) -> list[NDArray[np.int64]]:
+    """(tokens,) the prompt of each problem.
+
+    Raises:
+        GradAlignError: see `prompt_tokens`; a prompt leaves no room for a response.
+    """
+    prompts = [np.array(prompt_tokens(policy, problem), np.int64) for problem in problems]
+    for problem, prompt in zip(problems, prompts, strict=True):
+        if policy.max_length is not None and len(prompt) + max_new_tokens > policy.max_length:
+            raise GradAlignError(
+                f"problem {problem.key!r}: its prompt of {len(prompt)} tokens and {max_new_tokens} new ones are more "
+                f"than the {policy.max_length} the policy takes; lower --max-new-tokens or leave it out"
+            )
+    return prompts
