@@ -54,6 +54,8 @@ def shares_prompts(policy: Policy, groups: Sequence[Group], batch_tokens: int) -
 def _agrees(policy: Policy, row: Row) -> bool:
     """Whether a packed row gives its longest and its last rollout what they get alone, up to rounding.
 
+    A response of one token is predicted by the prompt alone and shows nothing; the last longer one is taken.
+
     Distances are root mean squares over tokens; rounding is judged by what padding changes and by the weights' type.
     """
 
@@ -66,7 +68,9 @@ def _agrees(policy: Policy, row: Row) -> bool:
         return (torch.cat(list(some)) - torch.cat(list(others))).square().mean().sqrt().item()
 
     longest = max(row.rollouts, key=lambda index: len(row.group.rollouts[index].response_ids))
-    pair = [row.only(longest), row.only(row.rollouts[-1])]
+    telling = [index for index in row.rollouts if len(row.group.rollouts[index].response_ids) > 1]
+    last = (telling or row.rollouts)[-1]
+    pair = [row.only(longest), row.only(last)]
     alone = [logprobs([one])[0] for one in pair]
     noise = distance(alone, logprobs(pair))
     rounding = torch.finfo(policy.dtype).eps * torch.cat(alone).square().mean().sqrt().item()
@@ -74,5 +78,5 @@ def _agrees(policy: Policy, row: Row) -> bool:
         packed = logprobs([row])
     except (RuntimeError, ValueError, TypeError, IndexError):
         return False
-    error = distance(alone, [packed[row.rollouts.index(longest)], packed[-1]])
+    error = distance(alone, [packed[row.rollouts.index(index)] for index in (longest, last)])
     return error <= 10 * noise + max(1e-5, 8 * rounding)
