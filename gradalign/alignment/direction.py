@@ -17,6 +17,10 @@ from gradalign.problems.schema import uniform_hash
 from gradalign.processes import ALONE, Processes
 
 
+class NoGradientError(GradAlignError):
+    """No validation problem carries a gradient: there is no direction to follow."""
+
+
 @dataclass
 class Direction:
     """The mean policy gradient of the validation problems.
@@ -51,16 +55,13 @@ class Direction:
             "reliability_se": self.reliability_se,
         }
 
-    def averaged(self, mean: Sequence[torch.Tensor], weight: float) -> Direction:
-        """The direction of ``weight`` * ``mean`` + (1 - ``weight``) * v; the reliability stays this round's own.
+    def averaged(self, earlier: Direction, weight: float) -> Direction:
+        """``weight`` times the earlier direction and 1 - ``weight`` times this one, lengths included.
 
-        Args:
-            mean: one tensor a covered parameter, an earlier average; not changed.
-            weight: in [0, 1), how much of it is kept.
+        The counts and the reliability stay this one's own.
         """
-        mixed = [
-            old.to(new) * weight + new * ((1 - weight) * self.norm) for old, new in zip(mean, self.unit, strict=True)
-        ]
+        own, others = (1 - weight) * self.norm, weight * earlier.norm
+        mixed = [old.to(new) * others + new * own for old, new in zip(earlier.unit, self.unit, strict=True)]
         norm = _dot(mixed, mixed) ** 0.5
         for tensor in mixed:
             tensor.div_(norm)
@@ -78,16 +79,16 @@ def require_gradient(groups: Sequence[Group]) -> None:
     """Refuse a validation set without a gradient.
 
     Raises:
-        GradAlignError: no problem's rewards vary.
+        NoGradientError: no problem's rewards vary.
     """
     if any(group.status == "scored" for group in groups):
         return
     if groups and max(len(group.rollouts) for group in groups) == 1:
-        raise GradAlignError(
+        raise NoGradientError(
             f"validation: each of the {len(groups)} problems has a single rollout, and a gradient needs rewards that "
             "differ within a problem; sample several rollouts of each"
         )
-    raise GradAlignError(
+    raise NoGradientError(
         f"validation: none of the {len(groups)} problems carries a gradient: within each, every rollout got the same "
         "reward; take problems that the policy solves sometimes, or more rollouts for each"
     )

@@ -23,6 +23,7 @@ class Rollout:
         logprobs: (tokens,) log-probabilities under the sampling policy at its temperature, where known.
         finish_reason: ``stop`` or ``length``, where known.
         response: the text, where known.
+        rewards: of each reward function, NaN where one gave none; for rollouts paid by several.
     """
 
     response_ids: NDArray[np.int64]
@@ -31,6 +32,7 @@ class Rollout:
     logprobs: NDArray[np.float32] | None = None
     finish_reason: str | None = None
     response: str | None = None
+    rewards: tuple[float, ...] | None = None
 
     @property
     def mask(self) -> NDArray[np.bool_]:

@@ -37,12 +37,14 @@ class Policy:
         path: the folder, GGUF file or hub id it came from.
         names: names of the covered parameters, in the model's order; tied parameters appear once.
         covered: number of covered parameters over all trainable ones (with an adapter: the adapter's).
+        given_tokenizer: the tokenizer, where it is not the one beside the weights.
     """
 
     model: Any
     path: str
     names: list[str]
     covered: float
+    given_tokenizer: PreTrainedTokenizerBase | None = None
 
     @cached_property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -88,6 +90,8 @@ class Policy:
         Raises:
             GradAlignError: there is none.
         """
+        if self.given_tokenizer is not None:
+            return self.given_tokenizer
         folder, kwargs = _where(self.path)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)

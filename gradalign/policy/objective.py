@@ -59,21 +59,27 @@ class Objective:
         aggregation: ``token_mean`` (w = 1, Z = the group's response tokens; DAPO within a group),
             ``sequence_mean`` (w_k = 1 / |y_k|, Z = G; GRPO) or ``sum`` (w = 1, Z = G).
         temperature: log-probabilities are of softmax(logits / temperature).
+        mask_truncated: tokens of rollouts that ended by their length count nowhere (TRL's
+            ``mask_truncated_completions``); their rewards still do.
     """
 
     advantage: Advantage = "mean"
     aggregation: Aggregation = "token_mean"
     temperature: float = 1.0
+    mask_truncated: bool = False
 
     def weights(self, group: Group) -> tuple[Floats, float]:
         """(w_k, Z): the (rollouts,) weights of the rollouts' summed log-probabilities, and the denominator."""
         count = len(group.rollouts)
         lengths = np.array([rollout.n_tokens for rollout in group.rollouts], np.float64)
+        counted = np.ones(count)
+        if self.mask_truncated:
+            counted = np.array([rollout.finish_reason != "length" for rollout in group.rollouts], np.float64)
         if self.aggregation == "token_mean":
-            return np.ones(count), float(lengths.sum())
+            return counted, float((lengths * counted).sum()) or 1.0
         if self.aggregation == "sequence_mean":
-            return 1.0 / lengths, float(count)
-        return np.ones(count), float(count)
+            return counted / lengths, float(count)
+        return counted, float(count)
 
     def coefficients(self, group: Group) -> Floats:
         """(rollouts,) the coefficient A_k w_k / Z of every counted token of rollout k."""

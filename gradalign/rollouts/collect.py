@@ -45,7 +45,7 @@ def collect(
     writer_of(out)
     keys = [problem.key for problem in problems]
     if out.exists():
-        groups = read_rollouts(out)
+        groups = read_rollouts(out, on_bad_row="mark")
         if [(g.key, len(g.rollouts)) for g in groups] != [(key, sampler.rollouts) for key in keys]:
             raise GradAlignError(f"{out}: does not hold this run's problems and rollouts; delete it to sample again")
         done(len(keys) * sampler.rollouts)
@@ -64,7 +64,7 @@ def collect(
                     file.write(json.dumps({"rows": kept[-1]}) + "\n")
             done(len(kept[number]))
         rows = [row for batch_rows in kept for row in batch_rows]
-        by_key = {group.key: group for group in gather(enumerate(rows, 1), part)}
+        by_key = {group.key: group for group in gather(enumerate(rows, 1), part, on_bad_row="mark")}
         ordered = [by_key[key] for key in keys]
         write_rollouts(out, ordered)
         part.unlink()
@@ -90,8 +90,12 @@ def collect_shared(
         return found[0]
     share = out.with_name(f"{out.stem}.{processes.rank}-of-{processes.count}{out.suffix}")
     mine = processes.mine(problems)
+    if sampler.lockstep:  # the same number of batches everywhere: leftovers may differ, and so may the shares
+        for path in (share, share.with_name(share.name + ".part")):
+            path.unlink(missing_ok=True)
+        mine = [*mine, *problems[: -(-len(problems) // processes.count) - len(mine)]]
     shares = processes.together(lambda: collect(sampler, mine, share, done) if mine else [])
-    groups = processes.joined(shares)
+    groups = processes.joined([own[: len(problems[r :: processes.count])] for r, own in enumerate(shares)])
     processes.together(lambda: write_rollouts(out, groups) if processes.first else None)
     share.unlink(missing_ok=True)
     return groups

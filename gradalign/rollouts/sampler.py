@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,11 @@ class Sampler(Protocol):
     @property
     def rollouts(self) -> int:
         """Responses for each problem."""
+        ...
+
+    @property
+    def lockstep(self) -> bool:
+        """Whether all processes must sample equally many batches, since they call one engine together."""
         ...
 
     @property
@@ -59,6 +64,7 @@ class PolicySampler:
     policy: Policy
     reward: Reward
     sampling: Sampling
+    lockstep: ClassVar[bool] = False
 
     @property
     def rollouts(self) -> int:

@@ -30,6 +30,7 @@ SCHEMA = pa.schema(
         pa.field("response_mask", pa.list_(pa.bool_())),
         pa.field("logprobs", pa.list_(pa.float32())),
         pa.field("reward", pa.float64(), nullable=False),
+        pa.field("rewards", pa.list_(pa.float64())),
         pa.field("finish_reason", pa.string()),
         pa.field("policy", pa.string()),
         pa.field("response", pa.string()),
@@ -155,6 +156,7 @@ def to_rows(group: Group) -> Iterator[Row]:
             "response_mask": None if rollout.response_mask is None else rollout.response_mask.tolist(),
             "logprobs": None if rollout.logprobs is None else rollout.logprobs.tolist(),
             "reward": rollout.reward,
+            "rewards": None if rollout.rewards is None else list(rollout.rewards),
             "finish_reason": rollout.finish_reason,
             "policy": group.policy,
             "response": rollout.response,
@@ -180,7 +182,9 @@ def _rollout(row: Row, where: str) -> Rollout:
     mask = _numbers(row, "response_mask", where, np.bool_, length=len(response))
     logprobs = _numbers(row, "logprobs", where, np.float32, length=len(response))
     finish, text = _optional_text(row, "finish_reason", where), _optional_text(row, "response", where)
-    return Rollout(response, float(reward), mask, logprobs, finish, text)
+    rewards = _numbers(row, "rewards", where, np.float64)
+    parts = None if rewards is None else tuple(rewards.tolist())
+    return Rollout(response, float(reward), mask, logprobs, finish, text, parts)
 
 
 def _check(prompt: np.ndarray, rollout: Rollout, limits: Limits) -> None:
@@ -239,11 +243,13 @@ _WELL_TYPED: dict[type, Callable[[Any], bool]] = {
     np.int64: _is_int,
     np.bool_: lambda item: isinstance(item, bool) or (_is_int(item) and item in (0, 1)),
     np.float32: lambda item: isinstance(item, float) or _is_int(item),
+    np.float64: lambda item: isinstance(item, float) or _is_int(item),
 }
 _WANTED: dict[type, str] = {
     np.int64: "a list of token ids",
     np.bool_: "a list of true and false",
     np.float32: "a list of numbers",
+    np.float64: "a list of numbers",
 }
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from gradalign.alignment.align import ENGINES, provides
 from gradalign.errors import GradAlignError, nearest
-from gradalign.selection import accgreedy, corr, dot, gradalign, random, tscore
+from gradalign.selection import accgreedy, corr, dot, gradalign, random, static, tscore
 from gradalign.selection.strategy import Size, Strategy, choose
 
 STRATEGIES: dict[str, Strategy] = {
-    module.STRATEGY.name: module.STRATEGY for module in (gradalign, dot, tscore, corr, accgreedy, random)
+    module.STRATEGY.name: module.STRATEGY for module in (gradalign, dot, tscore, corr, accgreedy, static, random)
 }
 """Strategy name -> strategy."""
 

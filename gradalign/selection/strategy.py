@@ -22,12 +22,14 @@ class Strategy:
         needs: what it reads: ``nothing`` (no rollouts), ``pass_rate`` (rollouts alone), else a number of an engine.
         score: usefulness of an alignment, higher is better; None where it cannot be told. Its second argument is the
             seed.
+        once: a curriculum asks in its first round alone, over the whole pool, and keeps to that choice.
     """
 
     name: str
     prefers: str
     needs: Needs
     score: Callable[[Alignment, int], float | None]
+    once: bool = False
 
     @property
     def needs_engine(self) -> bool:

@@ -1,0 +1,254 @@
+"""The curriculum: a choice each round as the policy moves, its state, and when to stop following the direction.
+
+Knows no trainer: an adapter calls `Curriculum.begin` at each round's start with the policy as it is then, trains on
+`Curriculum.chosen`, and saves and loads the state with its own checkpoints. Every round's files are on disk, so a
+round that was chosen before a crash is not chosen again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gradalign.alignment.align import Progress, silent
+from gradalign.alignment.direction import Direction, NoGradientError
+from gradalign.alignment.record import Alignment
+from gradalign.alignment.table import read_alignments
+from gradalign.curriculum.chunks import Chunks
+from gradalign.curriculum.folder import round_folder
+from gradalign.curriculum.numbers import counted, spent, summary
+from gradalign.curriculum.round import RoundPlan, run_round, write_choice
+from gradalign.curriculum.state import DIRECTION, State, load_direction, save_direction
+from gradalign.errors import GradAlignError
+from gradalign.files import read_json, write_json
+from gradalign.policy.group import Group
+from gradalign.policy.load import Policy
+from gradalign.problems.schema import Problem, fingerprint, uniform_hash
+from gradalign.processes import ALONE, Processes
+from gradalign.rollouts.sampler import Sampler
+from gradalign.rollouts.table import read_rollouts
+
+
+class Curriculum:
+    """See the module's text.
+
+    Args:
+        pool: all candidates.
+        keys: theirs, in the pool's order.
+        validation: the trusted set, disjoint from the pool.
+        plan: how a round chooses.
+        chunk: problems looked at in one round, at most; None for all.
+        folder: gets a folder for each round.
+        identity: of the run; checkpoints of another are refused.
+        average: weight in [0, 1) of the earlier rounds' direction in the one that is followed.
+        patience: rounds over which the direction's halves must agree beyond noise; 0 goes on whatever they say.
+        processes: share the work.
+    """
+
+    def __init__(
+        self,
+        pool: Sequence[Problem],
+        keys: Sequence[str],
+        validation: Sequence[Problem],
+        plan: RoundPlan,
+        chunk: int | None,
+        folder: Path,
+        identity: dict[str, Any],
+        average: float = 0.0,
+        patience: int = 0,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.pool = pool
+        self.validation = validation
+        self.plan = plan
+        self.folder = folder
+        self.average = average
+        self.patience = patience
+        self.processes = processes
+        self.index = {key: index for index, key in enumerate(keys)}
+        self.chunks = Chunks(keys, None if plan.strategy.once else chunk, plan.seed)
+        self.state = State(identity)
+        self.groups: dict[str, Group] = {}
+        """Rollouts of the chosen problems by the policy that chose them; the adapter empties it when that has moved."""
+        self.ended: str | None = None
+        """Why there is nothing more to choose, once that is so."""
+        self.followed: Direction | None = None
+        """The direction of the last round, where a later one needs it."""
+
+    @property
+    def chosen(self) -> list[str]:
+        """Keys of the round's choice, best first."""
+        return self.state.history[-1] if self.state.history else []
+
+    def slots(self, count: int) -> list[int]:
+        """Pool indices of the ``count`` places of a round: the choice in seeded order, again and again as needed."""
+        number, keys, places = self.state.round, self.chosen, list[int]()
+        turn = 0
+        while len(places) < count and keys:
+            order = sorted(keys, key=lambda key: uniform_hash("slot", self.plan.seed, number, turn, key))
+            places += [self.index[key] for key in order]
+            turn += 1
+        return places[:count]
+
+    def begin(
+        self, number: int, policy: Policy, samplers: tuple[Sampler, Sampler], progress: Progress = silent
+    ) -> dict[str, float]:
+        """Choose for round ``number``, or find on disk that it was chosen.
+
+        Returns:
+            Numbers to log, without prefix. `ended` is set where nothing could be chosen.
+
+        Raises:
+            GradAlignError: the first round has no direction or nothing to choose; sampling or scoring fails.
+        """
+        if self.plan.strategy.once and self.state.history:
+            del self.state.history[number:]
+            self.state.history.append(self.state.history[0])
+            self.state.round = number
+            return {}
+        chunk = [self.pool[i] for i in self.chunks[number]]
+        folder = round_folder(self.folder, number)
+        before = self.chosen
+        try:
+            alignments, facts = self._choose(number, policy, chunk, samplers, folder, progress)
+        except NoGradientError as error:
+            if number == 0:
+                raise
+            self.ended = str(error)
+            return {}
+        chosen = [a.key for a in sorted((a for a in alignments if a.selected), key=lambda a: a.rank or 0)]
+        if not chosen:
+            why = f"round {number}: none of {len(chunk)} problems could be chosen ({counted(alignments)})"
+            if number == 0:
+                raise GradAlignError(
+                    f"{why}; take more of them (chunk), more rollouts, or problems of other difficulty"
+                )
+            self.ended = why
+            return {}
+        self.note(number, chosen, facts)
+        return {
+            **summary(alignments, set(chosen), set(before)),
+            **spent(facts),
+            "rollouts_total": float(self.state.sampled),
+        }
+
+    def note(self, number: int, chosen: list[str], facts: dict[str, Any]) -> None:
+        """Put a round into the state; ends the curriculum where the direction has become noise."""
+        direction, state = facts["direction"] or {}, self.state
+        state.round = number
+        del state.history[number:], state.agreements[number:]
+        state.history.append(chosen)
+        state.agreements.append((direction.get("reliability"), direction.get("reliability_se")))
+        state.sampled += facts["rollouts"]
+        if self.within_noise():
+            self.ended = (
+                f"the validation direction was within noise over the last {self.patience} rounds: more validation "
+                "problems or rollouts make it reliable; noise_patience=0 goes on all the same"
+            )
+
+    def within_noise(self) -> bool:
+        """Whether the halves' agreement over the last ``patience`` rounds together is within two standard errors."""
+        recent = self.state.agreements[-self.patience :] if self.patience else []
+        if not self.plan.strategy.needs_engine or not recent or len(recent) < self.patience:
+            return False
+        known = [(agreement, se) for agreement, se in recent if agreement is not None and se is not None]
+        error = math.sqrt(sum(se**2 for _, se in known))
+        return sum(agreement for agreement, _ in known) <= 1.96 * error
+
+    def _choose(
+        self,
+        number: int,
+        policy: Policy,
+        chunk: list[Problem],
+        samplers: tuple[Sampler, Sampler],
+        folder: Path,
+        progress: Progress,
+    ) -> tuple[list[Alignment], dict[str, Any]]:
+        """The round's alignments and its ``metrics.json``."""
+        identity = self.identity(number, policy, chunk, samplers)
+        if self.open(folder, identity, [DIRECTION] if self.average else []):
+            alignments, facts = read_alignments(folder / "alignments.parquet"), read_json(folder / "metrics.json")
+            table = folder / "candidates.parquet"
+            groups = read_rollouts(table, on_bad_row="mark") if table.exists() else []
+            if self.average:
+                self.followed = load_direction(folder, policy)
+        else:
+            result = run_round(
+                policy, chunk, self.validation, samplers, self.plan, folder, progress, self.processes,
+                lambda direction: self.follow(direction, policy, folder) if self.average else direction,
+            )  # fmt: skip
+            alignments, facts, groups = result.alignments, result.metrics(), result.groups
+            if self.processes.first:
+                write_choice(folder, chunk, alignments, ["trl"])
+        chosen = {a.key for a in alignments if a.selected}
+        self.groups = {group.key: group for group in groups if group.key in chosen}
+        return alignments, facts
+
+    def identity(
+        self, number: int, policy: Policy, chunk: Sequence[Problem], samplers: Sequence[Sampler]
+    ) -> dict[str, Any]:
+        """All that a round's files depend on."""
+        facts = {f.name: getattr(self.plan, f.name) for f in dataclasses.fields(self.plan)}
+        return {
+            "round": number,
+            "policy": policy.fingerprint,
+            "problems": fingerprint([*chunk, *self.validation]),
+            "samplers": [sampler.identity for sampler in samplers],
+            "plan": facts
+            | {
+                "strategy": self.plan.strategy.name,
+                "size": dataclasses.asdict(self.plan.size),
+                "objective": dataclasses.asdict(self.plan.objective),
+                "average": self.average,
+            },
+        }
+
+    def open(self, folder: Path, identity: dict[str, Any], needed: Sequence[str] = ()) -> bool:
+        """Make ``folder`` a round's; whether that very round is complete in it. What another left there goes."""
+
+        def work() -> bool:
+            if not self.processes.first:
+                return False
+            marker = folder / "round.json"
+            if marker.exists() and read_json(marker) == identity:
+                return all((folder / name).exists() for name in ("metrics.json", *needed))
+            for path in folder.iterdir() if folder.exists() else []:
+                path.unlink()
+            write_json(marker, identity)
+            return False
+
+        return self.processes.together(work)[0]
+
+    def follow(self, direction: Direction, policy: Policy, folder: Path) -> Direction:
+        """The direction to follow from a round's own; kept in ``folder`` and for the next round."""
+        if self.average and self.followed is not None:
+            direction = direction.averaged(self.followed, self.average)
+        self.followed = direction
+        if self.processes.first:
+            save_direction(folder, policy, direction)
+        return direction
+
+    def restart(self) -> None:
+        """Forget every round; what is on disk of the same rounds is still found."""
+        self.state = State(self.state.identity)
+        self.groups, self.ended, self.followed = {}, None, None
+
+    def save(self, checkpoint: Path, policy: Policy) -> None:
+        """Write the state into a checkpoint's folder."""
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        if self.followed is not None:
+            save_direction(checkpoint, policy, self.followed)
+        self.state.save(checkpoint)
+
+    def load(self, checkpoint: Path, policy: Policy) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            GradAlignError: it carries no state, or another run's.
+        """
+        self.state = self.state.load(checkpoint)
+        if (checkpoint / DIRECTION).exists():
+            self.followed = load_direction(checkpoint, policy)

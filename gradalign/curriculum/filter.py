@@ -1,0 +1,116 @@
+"""Choosing in every batch: more problems are sampled than the batch takes, and those that align are trained on.
+
+The direction is found once a round. A batch's candidates are measured against it with the policy as it is now, by
+forward passes alone where the engine is ``directional``, and the very rollouts that were scored are trained on.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from gradalign.alignment.align import Progress, silent
+from gradalign.alignment.direction import NoGradientError
+from gradalign.alignment.directional import Step
+from gradalign.alignment.record import Alignment
+from gradalign.alignment.table import write_alignments
+from gradalign.curriculum.curriculum import Curriculum
+from gradalign.curriculum.folder import round_folder
+from gradalign.curriculum.numbers import spent, summary
+from gradalign.curriculum.round import find_direction
+from gradalign.curriculum.state import DIRECTION, load_direction
+from gradalign.files import read_json, write_json
+from gradalign.policy.group import Group
+from gradalign.policy.load import Policy
+from gradalign.rollouts.sampler import Sampler
+from gradalign.selection import Size, choose
+
+
+class BatchFilter(Curriculum):
+    """A `Curriculum` whose chunks are batches' candidates; see the module's text."""
+
+    def begin(
+        self, number: int, policy: Policy, samplers: tuple[Sampler, Sampler], progress: Progress = silent
+    ) -> dict[str, float]:
+        """Find the direction of round ``number``, or find on disk that it was found; see `Curriculum.begin`."""
+        folder = round_folder(self.folder, number)
+        self.state.step = None
+        facts: dict[str, Any] = {"rollouts": 0, "direction": None, "seconds": {}, "step": None}
+        if self.plan.strategy.needs_engine:
+            if self.open(folder, self.identity(number, policy, [], samplers), [DIRECTION]):
+                facts = read_json(folder / "metrics.json")
+                self.followed = load_direction(folder, policy)
+            else:
+                scorer = self.plan.scorer(policy, self.processes)
+                try:
+                    direction, trusted = find_direction(
+                        scorer, self.validation, samplers[1], folder, progress, facts["seconds"]
+                    )
+                except NoGradientError as error:
+                    if number == 0:
+                        raise
+                    self.ended = str(error)
+                    return {}
+                direction = self.follow(direction, policy, folder)
+                step = scorer.calibrate(trusted, direction)
+                facts["step"] = None if step is None else [step.length, step.error]
+                facts["direction"] = direction.facts()
+                facts["rollouts"] = sum(len(group.rollouts) for group in trusted)
+                if self.processes.first:
+                    write_json(folder / "metrics.json", facts)
+            self.state.step = facts["step"]
+        self.note(number, [], facts)
+        return {**spent(facts), "rollouts_total": float(self.state.sampled)}
+
+    def filter(self, batch: int, keep: int, policy: Policy, sampler: Sampler) -> tuple[list[Group], dict[str, float]]:
+        """Sample the candidates of batch ``batch`` of the run and rank them.
+
+        Args:
+            batch: its number, counted from the run's start.
+            keep: how many problems the batch takes.
+            policy: as it is now.
+            sampler: of that policy.
+
+        Returns:
+            The ``keep`` best groups; where fewer were scored, groups that carry no gradient fill the batch. Numbers to
+            log, without prefix.
+        """
+        start = time.perf_counter()
+        chunk = [self.pool[i] for i in self.chunks[batch]]
+        mine = self.processes.mine(chunk)
+
+        def work() -> list[Group]:
+            prompts = sampler.prompts(mine)
+            made: dict[str, Group] = {}
+            for numbers in sampler.batches(prompts):
+                groups = sampler.sample([mine[i] for i in numbers], [prompts[i] for i in numbers])
+                made |= {group.key: group for group in groups}
+            return [made[problem.key] for problem in mine]
+
+        groups = self.processes.joined(self.processes.together(work))
+        if self.plan.strategy.needs_engine:
+            assert self.followed is not None, "begin() was not called"
+            scorer = self.plan.scorer(policy, self.processes)
+            scorer.step = None if self.state.step is None else Step(*self.state.step)
+            alignments = scorer.measure(groups, self.followed).alignments
+        else:
+            alignments = [Alignment.of(group) for group in groups]
+        choose(alignments, self.plan.strategy, Size(top=keep), self.plan.seed)
+        best = sorted(range(len(groups)), key=lambda i: alignments[i].rank or 0)[:keep]
+        chosen = [groups[i] for i in best]
+        keys = {group.key for group in chosen}
+        state = self.state
+        rollouts = sum(len(group.rollouts) for group in groups)
+        state.sampled += rollouts
+        state.reused += sum(len(group.rollouts) for group in chosen)
+        numbers = summary(alignments, keys, set(self.chosen))
+        state.history[-1] = [*self.chosen, *(group.key for group in chosen)]
+        if self.processes.first:
+            write_alignments(
+                round_folder(self.folder, state.round) / f"batch-{batch:05d}.alignments.parquet", alignments
+            )
+        return chosen, numbers | {
+            "rollouts": float(rollouts),
+            "rollouts_total": float(state.sampled),
+            "seconds": time.perf_counter() - start,
+        }

@@ -1,0 +1,92 @@
+"""What outlives a crash of a curriculum: its state with each checkpoint, and the direction it follows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from gradalign.alignment.direction import Direction
+from gradalign.errors import GradAlignError
+from gradalign.files import read_json, replacing, write_json
+from gradalign.policy.load import Policy
+
+STATE = "gradalign.json"
+DIRECTION = "gradalign.direction.safetensors"
+
+
+@dataclass
+class State:
+    """What a checkpoint carries of a curriculum.
+
+    Attributes:
+        identity: of the run: what may not differ when it goes on.
+        round: the last round begun; -1 before the first.
+        history: of every round so far, the keys chosen, best first.
+        agreements: of every round so far, the direction's reliability and its standard error.
+        sampled: rollouts sampled for choosing, in all.
+        reused: of these, rollouts that were trained on, in all.
+        step: the finite-difference step of the round, where forward passes are differenced in every batch.
+    """
+
+    identity: dict[str, Any]
+    round: int = -1
+    history: list[list[str]] = field(default_factory=list)
+    agreements: list[tuple[float | None, float | None]] = field(default_factory=list)
+    sampled: int = 0
+    reused: int = 0
+    step: tuple[float, float] | None = None
+
+    def save(self, checkpoint: Path) -> None:
+        """Write it into a checkpoint's folder."""
+        write_json(checkpoint / STATE, dataclasses.asdict(self))
+
+    def load(self, checkpoint: Path) -> State:
+        """The state that a checkpoint of this run carries.
+
+        Raises:
+            GradAlignError: it carries none, or another run's.
+        """
+        path = checkpoint / STATE
+        if not path.exists():
+            raise GradAlignError(
+                f"{checkpoint}: is not a checkpoint of a curriculum (no {STATE}); name one, or train anew in another "
+                "folder"
+            )
+        found = State(**read_json(path))
+        names = self.identity.keys() | found.identity.keys()
+        differ = sorted(name for name in names if self.identity.get(name) != found.identity.get(name))
+        if differ:
+            raise GradAlignError(
+                f"{checkpoint}: is of another run (differs in {', '.join(differ)}); give what that run was given, or "
+                "train anew in another folder"
+            )
+        return found
+
+
+def save_direction(folder: Path, policy: Policy, direction: Direction) -> None:
+    """Keep a direction in ``folder``, with its numbers."""
+    facts = {f.name: getattr(direction, f.name) for f in dataclasses.fields(direction) if f.name != "unit"}
+    tensors = {name: tensor.cpu() for name, tensor in zip(policy.names, direction.unit, strict=True)}
+    with replacing(folder / DIRECTION) as part:
+        save_file(tensors, part, metadata={"facts": json.dumps(facts)})
+
+
+def load_direction(folder: Path, policy: Policy) -> Direction:
+    """The direction that `save_direction` kept in ``folder``.
+
+    Raises:
+        GradAlignError: there is none, or it is another model's.
+    """
+    path = folder / DIRECTION
+    try:
+        with safe_open(path, framework="pt", device=str(policy.device)) as file:
+            unit = [file.get_tensor(name) for name in policy.names]
+            return Direction(unit=unit, **json.loads(file.metadata()["facts"]))
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise GradAlignError(f"{path}: cannot be read as this model's direction ({error})") from error

@@ -1,0 +1,1 @@
+"""Thin adapters to trainers; nothing else in the package knows them."""

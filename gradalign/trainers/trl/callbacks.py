@@ -1,0 +1,58 @@
+"""What happens between a trainer's steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from gradalign.errors import GradAlignError
+from gradalign.trainers.trl.checkpoints import last_complete
+
+if TYPE_CHECKING:
+    from gradalign.trainers.trl.trainer import GradAlignTrainer
+
+
+class Rounds(TrainerCallback):
+    """Begins each round, and forgets rollouts once the policy that sampled them has moved."""
+
+    def __init__(self, trainer: GradAlignTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """A round is an epoch."""
+        self.trainer.begin_round()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The policy has moved."""
+        assert self.trainer.curriculum is not None
+        self.trainer.curriculum.groups = {}
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Where nothing was left to choose, nothing was trained since the last checkpoint either."""
+        assert self.trainer.curriculum is not None
+        if self.trainer.curriculum.ended:
+            control.should_save = control.should_evaluate = False
+
+
+class FiniteGradients(TrainerCallback):
+    """Stops before a gradient that is not finite reaches the weights; in half precision the loss scaler sees to it."""
+
+    def __init__(self, trainer: GradAlignTrainer) -> None:
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Look at every gradient."""
+        gradients = [p.grad for p in self.trainer.model.parameters() if p.grad is not None]
+        if self.trainer.accelerator.scaler is not None or not gradients:
+            return
+        if not bool(torch.stack([torch.isfinite(gradient.norm()).cpu() for gradient in gradients]).all()):
+            last = last_complete(Path(args.output_dir or "."))
+            raise GradAlignError(
+                f"step {state.global_step + 1}: the loss or its gradient is not finite (NaN or infinity); lower the "
+                f"learning rate or train in float32; the last good checkpoint is {last or 'the model you began with'}"
+            )

@@ -1,0 +1,204 @@
+"""The configuration: TRL's, and the fields that choosing adds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from trl.trainer.grpo_config import GRPOConfig
+
+from gradalign.alignment.align import ENGINES
+from gradalign.errors import nearest, warn
+from gradalign.policy.objective import Objective
+from gradalign.selection import STRATEGIES, Size
+
+OFF = "off"
+"""The strategy that leaves TRL's trainer as it is."""
+
+SEQUENCE_MEAN, SUM = ("grpo", "sapo"), ("dapo", "bnpo", "dr_grpo", "cispo", "luspo")
+"""TRL's loss types by the aggregation that their gradient has on-policy. ``sum``: their denominator is common to all
+groups (the batch's tokens, or a constant)."""
+
+
+def _help(text: str, default: Any = None) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class GradAlignConfig(GRPOConfig):
+    """Everything `trl.GRPOConfig` takes, and how problems are chosen.
+
+    A round is ``steps_per_round`` optimiser steps; the trainer calls it an epoch, so ``save_strategy="epoch"`` and
+    ``eval_strategy="epoch"`` mean once a round. ``max_steps`` counts optimiser steps as ever; where it is not given,
+    ``num_train_epochs`` counts looks at the whole pool. Without a GPU, ``bf16`` defaults to false.
+
+    Raises:
+        ValueError: a value that TRL refuses, or fields that do not go together.
+    """
+
+    strategy: str = _help(
+        "Which problems are preferred: gradalign (the paper's cosine), dot, tscore, corr, accgreedy, static, random; "
+        "off trains on everything, as stock TRL.",
+        "gradalign",
+    )
+    mode: Literal["round", "batch"] = _help(
+        "round: choose from a chunk once every steps_per_round. batch: sample oversample times as many problems as a "
+        "generation batch takes, and train on the rollouts of those that align.",
+        "round",
+    )
+    steps_per_round: int = _help("Optimiser steps between two looks at the direction.", 10)
+    chunk: int | None = _help(
+        "Round mode: problems looked at in a round (default: 8 times those it trains on; at most the pool)."
+    )
+    top: int | None = _help(
+        "Round mode: problems chosen from the chunk (default: as many as the round has places, each trained on once)."
+    )
+    fraction: float | None = _help("Round mode: choose this share of the chunk instead.")
+    threshold: float | None = _help(
+        "Round mode: choose all with at least this score instead, in the strategy's own units."
+    )
+    oversample: int = _help("Batch mode: problems sampled for each problem that is trained on.", 4)
+    rollouts: int | None = _help("Round mode: responses sampled to score a problem (default: num_generations).")
+    validation_rollouts: int | None = _help(
+        "Responses sampled for each validation problem, every round (default: as many as for the others)."
+    )
+    recycle: bool = _help(
+        "Round mode: train on the rollouts that were sampled for scoring while the policy is still the one that "
+        "sampled them: the first generation batch of each round.",
+        True,
+    )
+    engine: str | None = _help(
+        "How alignments are computed: exact, directional (forward passes alone, float32 weights), reference (default: "
+        "exact in round mode, directional in batch mode)."
+    )
+    contributions: bool = _help("With exact: a further forward-only pass gives standard errors, t and corr.", False)
+    unit: bool = _help("Divide each validation problem's gradient by its norm before averaging.", False)
+    direction_average: float = _help(
+        "Weight of the earlier rounds' direction in the one that is followed, in [0, 1).", 0.0
+    )
+    noise_patience: int = _help(
+        "Stop training when the direction's halves, over this many rounds together, agree no better than noise does; 0 "
+        "never stops.",
+        5,
+    )
+    batch_tokens: int = _help("Tokens in one pass of scoring, at most.", 4096)
+    batch_rollouts: int = _help("Responses that are decoded side by side when sampling for scoring, at most.", 512)
+    save_strategy: str = _help("As in TRL; epoch, the default, saves after every round.", "epoch")
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None and not torch.cuda.is_available():
+            self.bf16 = False
+        super().__post_init__()
+        if self.strategy not in (*STRATEGIES, OFF):
+            raise ValueError(f"strategy: unknown {self.strategy!r}{nearest(self.strategy, [*STRATEGIES, OFF])}")
+        if not self.choosing:
+            return
+        for name in ("steps_per_round", "chunk", "top", "oversample", "batch_tokens", "batch_rollouts"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        for name in ("rollouts", "validation_rollouts"):
+            value = getattr(self, name)
+            if value is not None and value < 2:
+                raise ValueError(f"{name} is {value}; rewards are compared within a problem, so sample at least 2")
+        if self.mode not in ("round", "batch"):
+            raise ValueError(f"mode: unknown {self.mode!r}{nearest(self.mode, ['round', 'batch'])}")
+        if self.engine is not None and self.engine not in ENGINES:
+            raise ValueError(f"engine: unknown {self.engine!r}{nearest(self.engine, ENGINES)}")
+        if self.fraction is not None and not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction is {self.fraction}; it must be in (0, 1]")
+        if not 0 <= self.direction_average < 1:
+            raise ValueError(f"direction_average is {self.direction_average}; it must be in [0, 1)")
+        if self.noise_patience < 0:
+            raise ValueError(f"noise_patience is {self.noise_patience}; it must be at least 0")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Rules over several fields."""
+        given = [name for name in ("top", "fraction", "threshold") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{given[0]} and {given[1]} exclude each other; give one of them")
+        if self.mode == "batch":
+            unread = [name for name in ("top", "fraction", "threshold", "chunk", "rollouts") if getattr(self, name)]
+            if unread:
+                raise ValueError(f"{unread[0]} belongs to mode round; mode batch takes oversample")
+            if self.strategy == "static":
+                raise ValueError("strategy static scores once, before training, and belongs to mode round")
+        steps, every = self.steps_per_round * self.gradient_accumulation_steps, self.generation_steps
+        if steps % every:
+            raise ValueError(
+                f"steps_per_round ({self.steps_per_round}) times gradient_accumulation_steps "
+                f"({self.gradient_accumulation_steps}) must be a multiple of the {every} passes that a generation "
+                "batch is used for (steps_per_generation times num_iterations), so that no round trains on the last "
+                "one's rollouts"
+            )
+        if self.loss_type not in (*SEQUENCE_MEAN, *SUM):
+            raise ValueError(
+                f"loss_type {self.loss_type!r} weighs rollouts in a way that scores do not know; take one of "
+                f"{', '.join((*SEQUENCE_MEAN, *SUM))}, or strategy off"
+            )
+        if self.multi_objective_aggregation != "sum_then_normalize":
+            raise ValueError(
+                "multi_objective_aggregation must be sum_then_normalize: scores are of the summed reward; or take "
+                "strategy off"
+            )
+        if self.mode == "round" and self.top is not None and self.top < self.batch_prompts:
+            raise ValueError(
+                f"top ({self.top}) is less than the {self.batch_prompts} problems of one generation batch "
+                "(generation_batch_size / num_generations); raise top, or lower the batch"
+            )
+        if self.save_strategy == "steps" and self.save_steps >= 1:
+            passes = int(self.save_steps) * self.gradient_accumulation_steps
+            if passes % every:
+                warn(
+                    f"save_steps ({self.save_steps:g}) does not end with a generation batch: a run that goes on from "
+                    "such a checkpoint samples anew and may end differently; save_strategy='epoch' saves after rounds"
+                )
+
+    @property
+    def choosing(self) -> bool:
+        """Whether anything is chosen at all."""
+        return self.strategy != OFF
+
+    @property
+    def generation_steps(self) -> int:
+        """Forward-backward passes that one generation batch is used for."""
+        assert self.steps_per_generation is not None  # TRL has filled it in
+        return self.steps_per_generation * self.num_iterations
+
+    @property
+    def batch_prompts(self) -> int:
+        """Problems in one generation batch, over all processes."""
+        assert self.generation_batch_size is not None  # TRL has filled it in
+        assert self.num_generations is not None
+        return self.generation_batch_size // self.num_generations
+
+    @property
+    def round_prompts(self) -> int:
+        """Places for problems in one round."""
+        batches = self.steps_per_round * self.gradient_accumulation_steps // self.generation_steps
+        return batches * self.batch_prompts
+
+    @property
+    def candidates(self) -> int:
+        """Problems looked at together: of a round, or of a batch."""
+        if self.mode == "batch":
+            return self.oversample * self.batch_prompts
+        return self.chunk or 8 * self.round_prompts
+
+    @property
+    def size(self) -> Size:
+        """How many are chosen of them."""
+        size = Size(self.top, self.fraction, self.threshold)
+        return size if size.given else Size(top=self.round_prompts)
+
+    @property
+    def objective(self) -> Objective:
+        """The policy gradient that this loss has on-policy; a KL term is never part of a score."""
+        return Objective(
+            advantage="std" if self.scale_rewards == "group" else "mean",
+            aggregation="sequence_mean" if self.loss_type in SEQUENCE_MEAN else "sum",
+            temperature=self.temperature,
+            mask_truncated=self.mask_truncated_completions,
+        )

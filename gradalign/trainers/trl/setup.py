@@ -1,0 +1,84 @@
+"""From a trainer's arguments to its curriculum."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from gradalign.curriculum.curriculum import Curriculum
+from gradalign.curriculum.filter import BatchFilter
+from gradalign.curriculum.round import RoundPlan
+from gradalign.errors import GradAlignError
+from gradalign.problems.schema import fingerprint
+from gradalign.processes import Processes
+from gradalign.selection import STRATEGIES, find_strategy
+from gradalign.trainers.trl.config import GradAlignConfig
+from gradalign.trainers.trl.dataset import Problems
+
+
+def with_length(args: GradAlignConfig, problems: int) -> GradAlignConfig:
+    """A copy whose ``max_steps`` says how long ``num_train_epochs`` looks at the pool take, where it is not given."""
+    args = copy.copy(args)
+    if args.max_steps <= 0:
+        looks = math.ceil(args.num_train_epochs * problems / min(args.candidates, problems))
+        steps = args.steps_per_round
+        if args.mode == "batch":
+            steps = -(-args.generation_steps // args.gradient_accumulation_steps)
+        args.max_steps = looks * steps
+    return args
+
+
+def find_validation(args: GradAlignConfig, pool: Problems, dataset: Dataset | None, test: Any) -> Problems | None:
+    """The validation set, held against everything else.
+
+    Raises:
+        GradAlignError: it is missing where a direction is followed, or one of its problems is trained or tested on.
+    """
+    if dataset is None:
+        if STRATEGIES[args.strategy].needs_engine:
+            raise GradAlignError(
+                f"validation_dataset: is missing, and strategy {args.strategy!r} follows its gradient; give a small "
+                "trusted set that is neither trained nor tested on"
+            )
+        return None
+    validation = Problems(dataset, "validation_dataset")
+    validation.require_disjoint(pool.dataset, "train_dataset", "validation_dataset")
+    tests = test.values() if isinstance(test, dict) else [] if test is None else [test]
+    for other in tests:
+        if isinstance(other, Dataset):
+            validation.require_disjoint(other, "eval_dataset", "validation_dataset")
+    return validation
+
+
+def make_curriculum(
+    args: GradAlignConfig, pool: Problems, validation: Problems | None, run: dict[str, Any]
+) -> Curriculum:
+    """The curriculum that ``args`` describe; ``run`` is what else may not differ when the run goes on.
+
+    Raises:
+        GradAlignError: the strategy needs what the engine does not give; the pool is smaller than a batch.
+    """
+    engine = args.engine or ("directional" if args.mode == "batch" else "exact")
+    strategy = find_strategy(args.strategy, engine, args.contributions)
+    if args.batch_prompts > len(pool):
+        raise GradAlignError(
+            f"train_dataset: has {len(pool)} problems, and one generation batch needs {args.batch_prompts} "
+            "(generation_batch_size / num_generations); give more problems, or lower the batch"
+        )
+    plan = RoundPlan(
+        strategy, args.size, args.objective, engine, args.contributions, args.unit, args.batch_tokens, args.seed
+    )
+    identity = run | {
+        "mode": args.mode, "steps_per_round": args.steps_per_round, "candidates": args.candidates, "engine": engine,
+        "train_dataset": fingerprint(pool), "validation_dataset": fingerprint(validation or []),
+    }  # fmt: skip
+    kind = BatchFilter if args.mode == "batch" else Curriculum
+    return kind(
+        pool, pool.keys, validation or [], plan, args.candidates, Path(args.output_dir or "."),
+        json.loads(json.dumps(identity)), args.direction_average, args.noise_patience, Processes.current(),
+    )  # fmt: skip
