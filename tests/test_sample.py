@@ -250,7 +250,7 @@ def test_padded_prompts_of_any_architecture(name: str, dtype: torch.dtype) -> No
     for prompt, responses in zip(prompts, sampled, strict=True):
         for response in responses:
             expected = recomputed(policy, prompt, np.array(response.ids), 1.0)
-            np.testing.assert_allclose(response.logprobs, expected, atol=1e-4)
+            np.testing.assert_allclose(np.array(response.logprobs), expected, atol=1e-4)
 
 
 def test_a_recurrent_model_is_refused_in_one_line() -> None:

@@ -181,8 +181,8 @@ class Curriculum:
                 lambda direction: self.follow(direction, policy, folder) if self.average else direction,
             )  # fmt: skip
             alignments, facts, groups = result.alignments, result.metrics(), result.groups
-            if self.processes.first:
-                write_choice(folder, chunk, alignments, ["trl"])
+        if self.processes.first:
+            write_choice(folder, chunk, alignments, ["trl"])
         chosen = {a.key for a in alignments if a.selected}
         self.groups = {group.key: group for group in groups if group.key in chosen}
         return alignments, facts
@@ -229,6 +229,9 @@ class Curriculum:
         self.followed = direction
         if self.processes.first:
             save_direction(folder, policy, direction)
+            for older in self.folder.glob(f"round-*/{DIRECTION}"):  # as large as the policy; checkpoints have their own
+                if older.parent != folder:
+                    older.unlink()
         return direction
 
     def restart(self) -> None:

@@ -52,7 +52,9 @@ class BatchFilter(Curriculum):
                     self.ended = str(error)
                     return {}
                 direction = self.follow(direction, policy, folder)
+                start = time.perf_counter()
                 step = scorer.calibrate(trusted, direction)
+                facts["seconds"]["self-check"] = time.perf_counter() - start
                 facts["step"] = None if step is None else [step.length, step.error]
                 facts["direction"] = direction.facts()
                 facts["rollouts"] = sum(len(group.rollouts) for group in trusted)
@@ -60,7 +62,8 @@ class BatchFilter(Curriculum):
                     write_json(folder / "metrics.json", facts)
             self.state.step = facts["step"]
         self.note(number, [], facts)
-        return {**spent(facts), "rollouts_total": float(self.state.sampled)}
+        numbers = spent(facts)
+        return numbers | {"validation_" + name: numbers.pop(name) for name in ("rollouts", "seconds")}
 
     def filter(self, batch: int, keep: int, policy: Policy, sampler: Sampler) -> tuple[list[Group], dict[str, float]]:
         """Sample the candidates of batch ``batch`` of the run and rank them.

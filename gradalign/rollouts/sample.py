@@ -40,10 +40,13 @@ class Sampling:
 
 @dataclass(slots=True)
 class Response:
-    """One sampled response: (tokens,) ids and log-probabilities, its text (None until decoded), and why it ended."""
+    """One sampled response: (tokens,) ids and log-probabilities, its text (None until decoded), and why it ended.
+
+    An engine that gives no log-probabilities puts None in their place.
+    """
 
     ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
+    logprobs: list[float] | None = field(default_factory=list)
     text: str | None = None
     finish_reason: str = "length"
 
@@ -135,6 +138,7 @@ def sample_batch(
 def _append(response: Response, token: int, logprob: float, ends: set[int], sampling: Sampling, policy: Policy) -> bool:
     """Add a token; true when the response has ended by it."""
     response.ids.append(token)
+    assert response.logprobs is not None
     response.logprobs.append(logprob)
     if token in ends:
         response.finish_reason = "stop"

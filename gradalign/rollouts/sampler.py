@@ -111,10 +111,9 @@ class PolicySampler:
 
 def rollout_of(response: Response, reward: float) -> Rollout:
     """A response with its reward."""
-    return Rollout(
-        np.array(response.ids, np.int64), reward, logprobs=np.array(response.logprobs, np.float32),
-        finish_reason=response.finish_reason, response=response.text,
-    )  # fmt: skip
+    logprobs = None if response.logprobs is None else np.array(response.logprobs, np.float32)
+    ids, ended, text = np.array(response.ids, np.int64), response.finish_reason, response.text
+    return Rollout(ids, reward, logprobs=logprobs, finish_reason=ended, response=text)
 
 
 def prompt_tokens(policy: Policy, problem: Problem) -> list[int]:

@@ -37,10 +37,9 @@ class GradAlignConfig(GRPOConfig):
         ValueError: a value that TRL refuses, or fields that do not go together.
     """
 
-    strategy: str = _help(
+    strategy: str | None = _help(
         "Which problems are preferred: gradalign (the paper's cosine), dot, tscore, corr, accgreedy, static, random; "
-        "off trains on everything, as stock TRL.",
-        "gradalign",
+        "off trains on everything, as stock TRL (default: gradalign; in mode batch dot, which needs no cosine)."
     )
     mode: Literal["round", "batch"] = _help(
         "round: choose from a chunk once every steps_per_round. batch: sample oversample times as many problems as a "
@@ -90,6 +89,8 @@ class GradAlignConfig(GRPOConfig):
         if self.bf16 is None and not torch.cuda.is_available():
             self.bf16 = False
         super().__post_init__()
+        if self.strategy is None:
+            self.strategy = "dot" if self.mode == "batch" else "gradalign"
         if self.strategy not in (*STRATEGIES, OFF):
             raise ValueError(f"strategy: unknown {self.strategy!r}{nearest(self.strategy, [*STRATEGIES, OFF])}")
         if not self.choosing:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from trl.chat_template_utils import parse_response
 from trl.data_utils import apply_chat_template, is_conversational
-from trl.trainer.grpo_trainer import GRPOTrainer
 
 from gradalign.errors import GradAlignError
 from gradalign.policy.group import Group
@@ -33,7 +32,7 @@ class TrainerSampler:
     whole distribution is sampled; from the trainer's own generation with vLLM, top-p, top-k and the like.
 
     Args:
-        trainer: gives prompts, rewards, temperature, lengths.
+        trainer: a `trl.GRPOTrainer`; gives prompts, rewards, temperature, lengths.
         policy: its policy as it is now.
         rows: a problem's row of the data set by its key; reward functions see its columns.
         rollouts: responses for each problem.
@@ -52,8 +51,7 @@ class TrainerSampler:
         seed: int,
         tag: str,
     ) -> None:
-        assert isinstance(trainer, GRPOTrainer)
-        self.trainer: Any = trainer
+        self.trainer = trainer
         self.policy = policy
         self.rows = rows
         self.tag = tag
@@ -152,7 +150,7 @@ class TrainerSampler:
         ends = {*trainer.eos_token_ids, trainer._tokenizer.pad_token_id}
         responses = [
             Response(
-                list(own), [] if logprobs is None else [float("nan") if p is None else p for p in logprobs[i]],
+                list(own), None if logprobs is None else [float("nan") if p is None else p for p in logprobs[i]],
                 self.policy.decode(own), "stop" if own[-1] in ends else "length",
             )
             for i, own in enumerate(ids)

@@ -40,7 +40,7 @@ def find_validation(args: GradAlignConfig, pool: Problems, dataset: Dataset | No
         GradAlignError: it is missing where a direction is followed, or one of its problems is trained or tested on.
     """
     if dataset is None:
-        if STRATEGIES[args.strategy].needs_engine:
+        if STRATEGIES[str(args.strategy)].needs_engine:
             raise GradAlignError(
                 f"validation_dataset: is missing, and strategy {args.strategy!r} follows its gradient; give a small "
                 "trusted set that is neither trained nor tested on"

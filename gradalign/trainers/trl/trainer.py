@@ -157,10 +157,9 @@ class GradAlignTrainer(GRPOTrainer):
         assert self.curriculum is not None
         self._chosen_in += seconds
         known = numbers | {
-            "overhead_seconds": seconds - numbers.get("seconds", seconds),
+            "overhead_seconds": max(0.0, seconds - numbers.get("seconds", numbers.get("validation_seconds", seconds))),
             "time_share": self._chosen_in / max(time.perf_counter() - self._started, 1e-9),
             "round": float(self.curriculum.state.round),
-            "rollouts_reused_total": float(self.curriculum.state.reused),
         }
         for name, value in known.items():
             self._metrics["train"][f"gradalign/{name}"].append(value)
@@ -181,6 +180,7 @@ class GradAlignTrainer(GRPOTrainer):
         if not rollouts:
             return super()._generate_and_score_completions(inputs)
         self._handed = [rollout for _, rollout in rollouts]
+        self._metrics["train"]["gradalign/rollouts_reused_total"].append(float(self.curriculum.state.reused))
         self.rollout_func = lambda prompts, trainer: {
             "prompt_ids": [ids for ids, _ in rollouts],
             "completion_ids": [rollout.response_ids.tolist() for _, rollout in rollouts],
