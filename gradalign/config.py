@@ -14,7 +14,8 @@ import re
 import subprocess
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,8 @@ from gradalign.errors import GradAlignError, nearest
 
 SHORT = {"rollouts": "-n"}
 """Options with a short form."""
+RENAMED = {"output_dir": "out", "model_name_or_path": "model", "dataset_name": "pool", "num_rollouts": "rollouts"}
+"""What other tools call our options."""
 
 
 class Options(BaseModel):
@@ -49,26 +52,73 @@ def parse(kind: type[OptionsT], command: str, arguments: Sequence[str]) -> Optio
         GradAlignError: an unknown option or key, a missing or ill-typed value, an unreadable file.
         SystemExit: after ``--help``.
     """
+    return parse_further(kind, command, arguments, {})[0]
+
+
+@dataclass(frozen=True)
+class Given:
+    """A value of a further option, and where it was given: ``FILE: field 'name'`` or ``option --name``."""
+
+    value: Any
+    where: str
+
+
+def parse_further(
+    kind: type[OptionsT], command: str, arguments: Sequence[str], further: Mapping[str, Mapping[str, Any]]
+) -> tuple[OptionsT, dict[str, Given]]:
+    """`parse` for a command that hands ``further`` options on to a library: option -> arguments of ``add_argument``.
+
+    Texts, also those of the file, are converted by the option's ``type``; the library judges the values.
+
+    Returns:
+        The command's own options, and the further ones that were given.
+    """
     parser = _Parser(
         prog=f"gradalign {command}", description=kind.__doc__, allow_abbrev=False, argument_default=argparse.SUPPRESS
     )
     parser.add_argument("--config", metavar="FILE", help="YAML (or a saved config.json) with any of the options below")
     for name, field in kind.model_fields.items():
         _add(parser, name, field)
+    if further:
+        group = parser.add_argument_group("further options")
+        for name, settings in further.items():
+            group.add_argument(f"--{name.replace('_', '-')}", dest=name, **settings)
+    names = [*kind.model_fields, *further]
     given, unknown = parser.parse_known_args(_normal(arguments))
     if unknown:
-        known = [f"--{name.replace('_', '-')}" for name in kind.model_fields]
+        known = [f"--{name.replace('_', '-')}" for name in names]
         option = unknown[0].split("=")[0]
         if option.startswith("-"):
             raise GradAlignError(f"unknown option {option}{_suggestion(option, known)}; see gradalign {command} --help")
         raise GradAlignError(f"{option!r} is not an option; options start with --; see gradalign {command} --help")
     chosen = vars(given)
     file = chosen.pop("config", None)
-    values = {} if file is None else _from_file(Path(file), kind)
+    values = {} if file is None else _from_file(Path(file), kind, names)
+    more: dict[str, Given] = {}
+    for name in further:
+        if name in values:
+            where = f"{file}: field {name!r}"
+            more[name] = Given(_converted(values.pop(name), further[name], where), where)
+        if name in chosen:
+            more[name] = Given(chosen.pop(name), f"option --{name.replace('_', '-')}")
     try:
-        return kind.model_validate({**values, **chosen})
+        return kind.model_validate({**values, **chosen}), more
     except ValidationError as error:
         raise _explained(error, kind, values, chosen, file) from error
+
+
+def _converted(value: Any, settings: Mapping[str, Any], where: str) -> Any:
+    """A file's value for a further option; YAML reads 1e-6 as a text."""
+    convert = settings.get("type")
+    odd = isinstance(value, bool) or not isinstance(value, int | float | str | list | None)
+    if (convert in (int, float) and odd) or (convert is int and isinstance(value, float) and value % 1):
+        raise GradAlignError(f"{where}: {value!r}: write a {'whole number' if convert is int else 'number'}")
+    if isinstance(value, str) and convert is not None and convert is not str:
+        try:
+            return convert(value)
+        except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
+            raise GradAlignError(f"{where}: {value!r}: {error}") from error
+    return value
 
 
 def resolved(command: str, options: Options, **facts: Any) -> dict[str, Any]:
@@ -127,7 +177,7 @@ def _normal(arguments: Sequence[str]) -> list[str]:
     return normal
 
 
-def _from_file(path: Path, kind: type[Options]) -> dict[str, Any]:
+def _from_file(path: Path, kind: type[Options], names: Sequence[str]) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -142,8 +192,10 @@ def _from_file(path: Path, kind: type[Options]) -> dict[str, Any]:
         raise GradAlignError(f"{path}: not a mapping; write one `option: value` a line")
     values = {str(name).replace("-", "_"): value for name, value in content.items()}
     for name in values:
+        if name not in names:
+            raise GradAlignError(f"{path}: unknown field {name!r}{_suggestion(name, list(names))}")
         if name not in kind.model_fields:
-            raise GradAlignError(f"{path}: unknown field {name!r}{_suggestion(name, list(kind.model_fields))}")
+            continue
         annotation = kind.model_fields[name].annotation
         if isinstance(values[name], bool) and annotation is not bool:
             raise GradAlignError(f"{path}: field {name!r}: {values[name]} is true or false, which it cannot be")
@@ -153,6 +205,9 @@ def _from_file(path: Path, kind: type[Options]) -> dict[str, Any]:
 
 
 def _suggestion(name: str, known: list[str]) -> str:
+    for other, ours in RENAMED.items():
+        if name.lstrip("-").replace("-", "_") == other:
+            return f"; did you mean {ours!r}?"
     return nearest(name, known).split(" (known")[0]
 
 

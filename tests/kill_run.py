@@ -2,8 +2,8 @@
 
     python -m tests.kill_run OUT '[["sampling", 2, false], ...]' '{...options of tests.trl_run...}'
 
-Each item is a point of `POINTS`, which call of it, and whether to die after it instead of before. Prints a JSON list, one
-item a kill: ``{"point", "call", "after", "killed", "same", "rounds_kept"}``. Processes are forked from one that has
+Each item is a point of `POINTS`, which call of it, and whether to die after it instead of before. Prints a JSON list,
+one item a kill: ``{"point", "call", "after", "killed", "same", "rounds_kept"}``. Processes are forked from one that has
 imported everything and computed nothing, which is what makes twenty kills affordable.
 """
 
@@ -104,9 +104,7 @@ def run(out: Path, kills: list[tuple[str, int, bool]], options: dict[str, Any]) 
     for number, (point, call, after) in enumerate(kills):
         folder = out / f"kill-{number:02d}"
 
-        def doomed(
-            point: str = point, call: int = call, after: bool = after, folder: Path = folder
-        ) -> None:
+        def doomed(point: str = point, call: int = call, after: bool = after, folder: Path = folder) -> None:
             die_at(point, call, after)
             train({"out": str(folder), **options})
 

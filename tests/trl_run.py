@@ -7,6 +7,7 @@ The command trains, going on from the last checkpoint in ``out`` where there is 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -14,11 +15,12 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from gradalign.policy.load import load_policy
 from gradalign.problems.embedded import make_pool
-from gradalign.problems.write import _trl
+from gradalign.problems.write import trl_row
 from gradalign.rewards.countdown import countdown
 from gradalign.trainers.trl import GradAlignConfig, GradAlignTrainer
 from gradalign.trainers.trl.checkpoints import last_complete
@@ -32,19 +34,23 @@ CHOOSING: dict[str, Any] = {"steps_per_round": 2, "chunk": 16, "rollouts": 8, "n
 
 def datasets(pool: int = 48, validation: int = 32, test: int = 16) -> tuple[Dataset, Dataset, Dataset]:
     """Pool, validation set, test set."""
-    rows = Dataset.from_list([_trl(problem) for problem in make_pool("mixed", pool + validation + test, 0)])
+    rows = Dataset.from_list([trl_row(problem) for problem in make_pool("mixed", pool + validation + test, 0)])
     cuts = (0, pool, pool + validation, pool + validation + test)
-    return tuple(rows.select(range(a, b)) for a, b in zip(cuts, cuts[1:], strict=False))  # type: ignore[return-value]
+    first, second, third = (rows.select(range(a, b)) for a, b in itertools.pairwise(cuts))
+    return first, second, third
 
 
 def stock(out: Path, **arguments: Any) -> GRPOTrainer:
     """TRL's own trainer."""
     policy = load_policy("embedded", device="cpu")
     args = GRPOConfig(str(out), **ARGUMENTS | {"save_strategy": "epoch"} | arguments)
-    return GRPOTrainer(policy.model, countdown, args, datasets()[0], processing_class=policy.tokenizer)
+    reward: Any = countdown
+    return GRPOTrainer(policy.model, reward, args, datasets()[0], processing_class=policy.tokenizer)
 
 
-def trainer(out: Path, reward: Any = countdown, pool: int = 48, evaluate: bool = False, **arguments: Any) -> GradAlignTrainer:
+def trainer(
+    out: Path, reward: Any = countdown, pool: int = 48, evaluate: bool = False, **arguments: Any
+) -> GradAlignTrainer:
     """Ours."""
     policy = load_policy("embedded", device="cpu")
     chosen, validation, test = datasets(pool)

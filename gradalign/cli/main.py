@@ -18,6 +18,7 @@ COMMANDS = {
     "rollout": "sample and reward responses to problems",
     "score": "align rollouts that exist with a validation set's policy gradient",
     "select": "sample, score and choose: which problems to train on now",
+    "train": "TRL's GRPO on problems chosen as the policy moves",
 }
 """Command -> one line of help; the module of the same name has ``run(arguments)``."""
 

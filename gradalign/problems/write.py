@@ -34,11 +34,12 @@ def write_chosen(folder: Path, problems: Sequence[Problem], target: Target) -> P
             pq.write_table(pa.Table.from_pylist([_verl(p, i) for i, p in enumerate(problems)]), part)
         else:
             with part.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(_trl(p), ensure_ascii=False, default=str) + "\n" for p in problems)
+                file.writelines(json.dumps(trl_row(p), ensure_ascii=False, default=str) + "\n" for p in problems)
     return path
 
 
-def _trl(problem: Problem) -> dict[str, Any]:
+def trl_row(problem: Problem) -> dict[str, Any]:
+    """A problem as a row for TRL: prompt, answer, key, source, and every metadata field."""
     own = {"prompt": problem.prompt, "answer": problem.answer, "key": problem.key, "source": problem.source}
     return own | {name: value for name, value in problem.metadata.items() if name not in own}
 

@@ -1,0 +1,142 @@
+"""``gradalign train``: TRL's GRPO on the problems that a curriculum chooses."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from gradalign.cli.options import Count, ProblemOptions, RewardOptions
+from gradalign.config import Given, parse_further, resolved
+from gradalign.curriculum.folder import open_run
+from gradalign.errors import GradAlignError, missing_extra
+from gradalign.policy.load import load_policy
+from gradalign.problems.read import overlap
+from gradalign.problems.schema import Problem, fingerprint
+from gradalign.report.console import progress_bars, show
+
+try:
+    from gradalign.trainers.trl.run import TrainJob, further_options
+except ImportError as missing:
+    raise missing_extra(str(missing.name), "train") from missing
+
+
+class TrainOptions(RewardOptions, ProblemOptions):
+    """Train a policy with TRL's GRPO, choosing problems as it moves; every field of trl.GRPOConfig is an option too."""
+
+    model: Annotated[str, Field(min_length=1)]
+    """The policy: hub id, folder, .gguf file, or `embedded`."""
+    adapter: str | None = None
+    """LoRA adapter to go on training, folder or hub id."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """Type of the weights; bf16 (an option of TRL) computes in bfloat16 on float32 weights."""
+    pool: str
+    """What to choose from: a .jsonl or .parquet file, or embedded:NAME?size=256&seed=0."""
+    validation: str | None = None
+    """The small trusted set whose gradient is followed; never trained on (strategies that follow none need none)."""
+    test: str | None = None
+    """Held-out problems to evaluate on after every round; neither trained on nor the validation set."""
+    out: Path
+    """Run folder to write; the same command goes on in it where it was interrupted."""
+    allow_overlap: bool = False
+    """Leave validation and test problems out of the pool instead of refusing it."""
+    lora_r: Count | None = None
+    """Train a new LoRA adapter of this rank instead of all weights."""
+    lora_alpha: Annotated[float, Field(gt=0)] = 32.0
+    """LoRA's scale is this over the rank."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """LoRA's dropout."""
+    lora_target_modules: tuple[str, ...] = ("all-linear",)
+    """Modules that get an adapter, by name."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run the command."""
+    options, further = parse_further(TrainOptions, "train", arguments, further_options())
+    if options.lora_r is not None and options.adapter is not None:
+        raise GradAlignError("--lora-r makes a new adapter and --adapter goes on with one; give one of them")
+    sets = {name: _read(options, name) for name in ("pool", "validation", "test")}
+    sets["pool"] = _disjoint(options, sets)
+    args = _configured({**_defaults(options), **further}, options.out)
+    policy = load_policy(options.model, options.adapter, options.dtype, "cpu")
+    asked = {name: options.asked(problems) for name, problems in sets.items()}
+    job = TrainJob(policy, options.rewards()[0], args, asked["pool"], asked["validation"], asked["test"])
+    known = {
+        "policy": policy.fingerprint,
+        "problems": fingerprint([*asked["pool"], *asked["validation"], *asked["test"]]),
+        "rewards": options.rewards()[0].identity,
+    }
+    facts = resolved("train", options, **known)
+    facts["options"] |= {name: given.value for name, given in further.items()}
+    if os.environ.get("RANK", "0") == "0":
+        open_run(options.out, facts)
+    lora = None
+    if options.lora_r is not None:
+        lora = {
+            "r": options.lora_r, "lora_alpha": options.lora_alpha, "lora_dropout": options.lora_dropout,
+            "target_modules": _modules(options.lora_target_modules), "task_type": "CAUSAL_LM",
+        }  # fmt: skip
+    with progress_bars() as progress:
+        job.run(lora, progress, show)
+
+
+def _read(options: TrainOptions, name: str) -> list[Problem]:
+    spec = getattr(options, name)
+    return [] if spec is None else options.read_plain(spec)
+
+
+def _disjoint(options: TrainOptions, sets: dict[str, list[Problem]]) -> list[Problem]:
+    """The pool without what the others hold, where that is allowed.
+
+    Raises:
+        GradAlignError: two of the sets share a problem.
+    """
+    for name, other in (("test", "validation"), ("pool", "validation"), ("pool", "test")):
+        shared = set(overlap(sets[name], sets[other]))
+        if shared and not (name == "pool" and options.allow_overlap):
+            mend = "take them out" + ("" if name == "test" else ", or leave them out of the pool by --allow-overlap")
+            raise GradAlignError(
+                f"{getattr(options, name)}: {len(shared)} problems are also in the {other} set "
+                f"{getattr(options, other)} (first: key {min(shared)!r}); {mend}"
+            )
+        sets[name] = [problem for problem in sets[name] if problem.key not in shared]
+    if not sets["pool"]:
+        raise GradAlignError(f"{options.pool}: every problem is in the validation or the test set; nothing is left")
+    return sets["pool"]
+
+
+def _modules(names: tuple[str, ...]) -> str | list[str]:
+    return names[0] if len(names) == 1 and names[0] == "all-linear" else list(names)
+
+
+def _defaults(options: TrainOptions) -> dict[str, Given]:
+    """Where this command differs from TRL: quiet, and evaluating each round where there is a test set."""
+    values: dict[str, Any] = {"report_to": "none", "disable_tqdm": True, "logging_steps": 1}
+    if options.test is not None:
+        values |= {
+            "eval_strategy": "epoch", "eval_on_start": True, "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_reward", "greater_is_better": True,
+        }  # fmt: skip
+    return {name: Given(value, f"option --{name.replace('_', '-')}") for name, value in values.items()}
+
+
+def _configured(given: dict[str, Given], out: Path) -> Any:
+    """The trainer's configuration.
+
+    Raises:
+        GradAlignError: TRL refuses a value, or ours does; names the field.
+    """
+    from gradalign.trainers.trl.config import GradAlignConfig
+
+    try:
+        return GradAlignConfig(str(out), **{name: one.value for name, one in given.items()})
+    except (ValueError, TypeError, AssertionError, argparse.ArgumentTypeError) as error:
+        message = " ".join(str(error).split())
+        named = [name for name in given if re.search(rf"\b{name}\b", message)]
+        where = given[named[0]].where if named else "the trainer's options"
+        raise GradAlignError(f"{where}: {message}") from error

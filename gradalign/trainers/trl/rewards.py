@@ -1,0 +1,49 @@
+"""This package's rewards as TRL calls reward functions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from gradalign.problems.schema import Problem
+from gradalign.rewards.base import Reward
+
+COIN = "coin"
+"""Column that is true where a problem is paid by coin."""
+_NOT_METADATA = ("key", "answer", "source", COIN, "trainer_state", "log_extra", "log_metric")
+
+
+class RewardFunction:
+    """A `gradalign.rewards.base.Reward` with TRL's signature: with its time limit, its checks and, where asked, coins.
+
+    The coins of a problem are tossed anew at every optimiser step.
+
+    Args:
+        reward: pays.
+    """
+
+    def __init__(self, reward: Reward) -> None:
+        self.reward = dataclasses.replace(reward, coin=None)
+        self.coin = reward.coin
+        self.__name__ = reward.name.rsplit(":", 1)[-1]
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[list[int]], **columns: Any
+    ) -> list[float]:
+        """Rewards of responses, those of one problem side by side."""
+        keys = columns["key"]
+        rewards: list[float] = []
+        while len(rewards) < len(keys):
+            first = len(rewards)
+            last = next((i for i in range(first, len(keys)) if keys[i] != keys[first]), len(keys))
+            own = range(first, last)
+            if self.coin is not None and columns.get(COIN, [False] * len(keys))[first]:
+                coin = dataclasses.replace(self.coin, salt=columns["trainer_state"].global_step)
+                rewards += [coin.toss(keys[first], i - first) for i in own]
+                continue
+            metadata = {name: values[first] for name, values in columns.items() if name not in _NOT_METADATA}
+            problem = Problem(keys[first], prompts[first], columns["answer"][first], columns["source"][first], metadata)
+            texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions[first:last]]
+            rewards += self.reward(problem, texts, completion_ids[first:last])
+        return rewards
