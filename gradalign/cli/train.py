@@ -15,7 +15,7 @@ from gradalign.cli.options import Count, ProblemOptions, RewardOptions
 from gradalign.config import Given, parse_further, resolved
 from gradalign.curriculum.folder import open_run
 from gradalign.errors import GradAlignError, missing_extra
-from gradalign.policy.load import load_policy
+from gradalign.policy.load import Policy, load_policy
 from gradalign.problems.read import overlap
 from gradalign.problems.schema import Problem, fingerprint
 from gradalign.report.console import progress_bars, show
@@ -43,6 +43,8 @@ class TrainOptions(RewardOptions, ProblemOptions):
     """Held-out problems to evaluate on after every round; neither trained on nor the validation set."""
     out: Path
     """Run folder to write; the same command goes on in it where it was interrupted."""
+    stop: tuple[str, ...] = ()
+    """Texts of one token each that end a response, as the end-of-sequence token does; \n is a line break."""
     allow_overlap: bool = False
     """Leave validation and test problems out of the pool instead of refusing it."""
     lora_r: Count | None = None
@@ -64,6 +66,7 @@ def run(arguments: Sequence[str]) -> None:
     sets["pool"] = _disjoint(options, sets)
     args = _configured({**_defaults(options), **further}, options.out)
     policy = load_policy(options.model, options.adapter, options.dtype, "cpu")
+    _end_at(policy, options.stop)
     asked = {name: options.asked(problems) for name, problems in sets.items()}
     job = TrainJob(policy, options.rewards()[0], args, asked["pool"], asked["validation"], asked["test"])
     known = {
@@ -108,6 +111,22 @@ def _disjoint(options: TrainOptions, sets: dict[str, list[Problem]]) -> list[Pro
     if not sets["pool"]:
         raise GradAlignError(f"{options.pool}: every problem is in the validation or the test set; nothing is left")
     return sets["pool"]
+
+
+def _end_at(policy: Policy, stop: tuple[str, ...]) -> None:
+    """Let further tokens end a response, in the generation configuration that trainer and sampler read.
+
+    Raises:
+        GradAlignError: a text is not one token.
+    """
+    ends = [policy.tokenizer.eos_token_id]
+    for text in (text.replace("\\n", "\n") for text in stop):
+        ids = policy.tokenizer.encode(text, add_special_tokens=False)
+        if len(ids) != 1:
+            raise GradAlignError(f"option --stop: {text!r} is {len(ids)} tokens of this model; name a single one")
+        ends += ids
+    if stop:
+        policy.model.generation_config.eos_token_id = ends
 
 
 def _modules(names: tuple[str, ...]) -> str | list[str]:
