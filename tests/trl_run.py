@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from transformers.trainer_callback import PrinterCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
@@ -49,7 +50,7 @@ def stock(out: Path, **arguments: Any) -> GRPOTrainer:
 
 
 def trainer(
-    out: Path, reward: Any = countdown, pool: int = 48, evaluate: bool = False, **arguments: Any
+    out: Path, reward: Any = countdown, pool: int = 48, evaluate: bool = False, lora: Any = None, **arguments: Any
 ) -> GradAlignTrainer:
     """Ours."""
     policy = load_policy("embedded", device="cpu")
@@ -60,10 +61,12 @@ def trainer(
     if evaluate:
         arguments = {"eval_strategy": "epoch", "per_device_eval_batch_size": 32} | arguments
     args = GradAlignConfig(str(out), **ARGUMENTS | choosing | arguments)
-    return GradAlignTrainer(
+    made = GradAlignTrainer(
         policy.model, reward, args, chosen, test if evaluate else None, validation_dataset=validation,
-        processing_class=policy.tokenizer,
+        processing_class=policy.tokenizer, peft_config=lora,
     )  # fmt: skip
+    made.remove_callback(PrinterCallback)
+    return made
 
 
 def weights(model: torch.nn.Module) -> str:
