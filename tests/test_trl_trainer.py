@@ -95,7 +95,12 @@ def test_rollouts_of_the_same_policy_are_trained_on_once_they_are_there(tmp_path
     made: Any = trainer(tmp_path, max_steps=4)
     generated: list[int] = []
     generate = made._generate_single_turn
-    made._generate_single_turn = lambda *args: (generated.append(made.state.global_step), generate(*args))[1]
+
+    def watch(*args: Any) -> Any:
+        generated.append(made.state.global_step)
+        return generate(*args)
+
+    made._generate_single_turn = watch
     made.train()
     assert generated == [1, 3]  # of each round's two steps, the first is served
     for step, keys, ids, rewards in made.batches:
@@ -108,10 +113,10 @@ def test_rollouts_of_the_same_policy_are_trained_on_once_they_are_there(tmp_path
             assert rewards[position].tolist() == [rollout.reward]
     assert logged(made, "rollouts_reused_total") == [16, 32]
     fresh: Any = trainer(tmp_path / "fresh", max_steps=4, recycle=False)
-    generate, calls = fresh._generate_single_turn, []
-    fresh._generate_single_turn = lambda *args: (calls.append(1), generate(*args))[1]
+    generate = fresh._generate_single_turn
+    fresh._generate_single_turn = watch
     fresh.train()
-    assert len(calls) == 4
+    assert len(generated) == 2 + 4
     assert not logged(fresh, "rollouts_reused_total")
 
 
@@ -161,7 +166,12 @@ def test_batch_mode_trains_on_what_it_scored_and_adds_forward_passes_only(
         return groups, numbers
 
     made.curriculum.filter = watch
-    monkeypatch.setattr(torch.Tensor, "backward", lambda *a, **k: (backwards.append(1), backward(*a, **k))[1])
+
+    def counted(*args: Any, **named: Any) -> None:
+        backwards.append(1)
+        backward(*args, **named)
+
+    monkeypatch.setattr(torch.Tensor, "backward", counted)
     made.train()
     assert backwards
     assert len(kept) == 4
@@ -199,7 +209,8 @@ def test_the_score_differentiates_what_the_trainer_optimises(tmp_path: Path, los
     theirs = torch.cat([p.grad.reshape(-1) for p in made.model.parameters() if p.grad is not None]).double()
     made.model.zero_grad()
     rollouts = []
-    rewards = next(iter(made._logs["rewards"].values()))
+    logs: Any = made._logs
+    rewards = next(iter(logs["rewards"].values()))
     for ids, mask, reward in zip(inputs["completion_ids"], inputs["completion_mask"], list(rewards)[-8:], strict=True):
         cut = loss == "dapo" and not mask.any()
         kept = ids if cut else ids[mask.bool()]
@@ -424,8 +435,13 @@ def test_bad_data_sets_are_told_in_one_line(tmp_path: Path) -> None:
     chosen, validation, test = datasets()
 
     def make(pool: Any = chosen, trusted: Any = validation, held_out: Any = None, **arguments: Any) -> None:
-        config = {"per_device_train_batch_size": 16, "num_generations": 4, "report_to": [], "use_cpu": True} | arguments
-        GradAlignTrainer(policy.model, countdown, GradAlignConfig(str(tmp_path), **config), pool, held_out,
+        config: dict[str, Any] = {
+            "per_device_train_batch_size": 16,
+            "num_generations": 4,
+            "report_to": [],
+            "use_cpu": True,
+        }
+        GradAlignTrainer(policy.model, countdown, GradAlignConfig(str(tmp_path), **config | arguments), pool, held_out,
                          validation_dataset=trusted, processing_class=policy.processing_class)  # fmt: skip
 
     both = Dataset.from_list([*chosen, validation[3]])
@@ -463,9 +479,9 @@ def test_bad_data_sets_are_told_in_one_line(tmp_path: Path) -> None:
     ],
 )
 def test_bad_configurations_are_refused(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
-    known = {"per_device_train_batch_size": 16, "num_generations": 4, "use_cpu": True} | arguments
+    known: dict[str, Any] = {"per_device_train_batch_size": 16, "num_generations": 4, "use_cpu": True}
     with pytest.raises(ValueError, match=message):
-        GradAlignConfig(str(tmp_path), **known)
+        GradAlignConfig(str(tmp_path), **known | arguments)
 
 
 def test_checkpoints_within_a_generation_batch_are_warned_of(tmp_path: Path) -> None:

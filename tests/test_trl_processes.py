@@ -1,0 +1,56 @@
+"""Two processes under torchrun choose what one process chooses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.trl_run import trainer
+
+
+def torchrun(options: dict[str, Any], module: str = "tests.trl_run") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    return subprocess.run(
+        [*command, "-m", module, json.dumps(options)], capture_output=True, text=True, timeout=240, check=False,
+        env=environment,
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:the validation direction is within noise")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"steps_per_round": 1, "chunk": 13, "strategy": "tscore", "contributions": True, "direction_average": 0.5},
+        {"mode": "batch", "steps_per_round": 2},
+    ],
+    ids=["round", "batch"],
+)
+def test_two_processes_choose_what_one_does(tmp_path: Path, options: dict[str, Any]) -> None:
+    options = {"max_steps": 4} | options
+    one = trainer(tmp_path / "one", **options)
+    one.train()
+    done = torchrun({"out": str(tmp_path / "two"), "per_device_train_batch_size": 8, **options})
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = json.loads((tmp_path / "two" / "end.json").read_text())
+    assert one.curriculum is not None
+    assert two["choices"] == one.curriculum.state.history
+    saved = [load_file(tmp_path / name / "checkpoint-4" / "model.safetensors") for name in ("one", "two")]
+    start = load_file(Path("gradalign/policy/embedded/model.safetensors"))
+    for name, tensor in saved[0].items():
+        moved = (tensor - start[name]).norm() if name in start else torch.tensor(1.0)
+        assert (tensor - saved[1][name]).norm() <= 0.05 * moved + 1e-6, name
+
+
+def test_what_fails_in_one_process_ends_all_of_them(tmp_path: Path) -> None:
+    done = torchrun({"out": str(tmp_path)}, module="tests.trl_run_failing")
+    assert done.returncode != 0
+    assert "process 1: reward 'mortal': raised RuntimeError: the judge of process 1 is down" in done.stderr
