@@ -17,7 +17,7 @@ from tests.trl_run import trainer
 
 
 def torchrun(options: dict[str, Any], module: str = "tests.trl_run") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     return subprocess.run(
         [*command, "-m", module, json.dumps(options)], capture_output=True, text=True, timeout=240, check=False,
@@ -25,7 +25,6 @@ def torchrun(options: dict[str, Any], module: str = "tests.trl_run") -> subproce
     )  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:the validation direction is within noise")
 @pytest.mark.parametrize(
     "options",
     [

@@ -24,8 +24,6 @@ from gradalign.trainers.trl.checkpoints import last_complete
 from gradalign.trainers.trl.run import export
 from tests.trl_run import datasets, stock, trainer, weights
 
-pytestmark = pytest.mark.filterwarnings("ignore:the validation direction is within noise")
-
 
 def losses(made: Any) -> list[tuple[float, float, float]]:
     return [(h["loss"], h["reward"], h["grad_norm"]) for h in made.state.log_history if "loss" in h]

@@ -112,7 +112,7 @@ class Scorer:
         return self.engine == "directional" or self.contributions
 
     def direction(self, validation: Sequence[Group], progress: Progress = silent) -> Direction:
-        """The validation direction; warns when it is within noise.
+        """The validation direction.
 
         Raises:
             GradAlignError: no validation problem carries a gradient.
@@ -123,16 +123,7 @@ class Scorer:
         if self.engine != "reference":
             gradient = self._exact(self._shared(trusted)).gradient
         done = progress("validation direction", len(trusted))
-        direction = build_direction(self.policy, validation, gradient, self.unit, self.seed, done, self.processes)
-        if direction.within_noise:
-            halves = (
-                "cannot be compared" if direction.reliability is None else f"agree by {direction.reliability:.2f} only"
-            )
-            warn(
-                f"the validation direction is within noise: its halves {halves} ({direction.n_problems} problems carry "
-                "a gradient); more validation problems, or more rollouts of each, make it reliable"
-            )
-        return direction
+        return build_direction(self.policy, validation, gradient, self.unit, self.seed, done, self.processes)
 
     def calibrate(self, groups: Sequence[Group], direction: Direction) -> Step | None:
         """Choose the finite-difference step on up to eight of ``groups``, and keep it; None where none is needed.
@@ -209,6 +200,17 @@ class Scorer:
         return self.processes.joined(self.processes.together(work))
 
 
+def warn_of_noise(direction: Direction) -> None:
+    """Warn when a direction is within noise."""
+    if not direction.within_noise:
+        return
+    halves = "cannot be compared" if direction.reliability is None else f"agree by {direction.reliability:.2f} only"
+    warn(
+        f"the validation direction is within noise: its halves {halves} ({direction.n_problems} problems carry a "
+        "gradient); more validation problems, or more rollouts of each, make it reliable"
+    )
+
+
 def score(
     policy: Policy,
     candidates: Sequence[Group],
@@ -229,6 +231,7 @@ def score(
     scorer = Scorer(policy, objective, engine, batch_tokens, contributions, unit, seed)
     start = time.perf_counter()
     direction = scorer.direction(validation, progress)
+    warn_of_noise(direction)
     seconds = time.perf_counter() - start
     scored = scorer.measure(candidates, direction, progress)
     scored.seconds = {"direction": seconds, **scored.seconds}

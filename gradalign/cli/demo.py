@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from gradalign.alignment.align import warn_of_noise
 from gradalign.alignment.record import unscored
 from gradalign.cli.options import Count, Share
 from gradalign.config import Options, parse, resolved
@@ -45,14 +46,18 @@ class DemoOptions(Options):
     """Responses for each validation problem."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 0.125
     """Share of the candidates to choose."""
-    rounds: Annotated[int, Field(ge=0)] = 5
+    rounds: Annotated[int, Field(ge=0)] = 4
     """Rounds of training; 0 chooses once and trains nothing."""
-    steps_per_round: Count = 4
+    steps_per_round: Count = 8
     """Optimiser steps in a round."""
     corrupt: Share = 0.5
     """Chance of each candidate to be paid by a fair coin."""
     seed: int = 0
     """Seed of problems, coins, and sampling."""
+
+
+ARMS = ("gradalign", "corr", "random")
+"""Strategies that the demo trains with, one after the other."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -94,6 +99,7 @@ def choose_once(
     with progress_bars() as progress:
         result = run_round(policy, pool, validation, samplers, plan, folder, progress)
     assert result.scored is not None
+    warn_of_noise(result.scored.direction)
     written = write_choice(folder, pool, result.alignments, ["trl"])
     show_scoring(result.scored)
     show(f"{result.rollouts:,} rollouts; {times(result.seconds)}\n")
@@ -121,7 +127,7 @@ def train(
     sets: tuple[list[Problem], list[Problem], list[Problem]],
     unsound: Reward,
 ) -> None:
-    """Train with TRL, choosing again each round, once by alignment and once at random; evaluate after each round."""
+    """Train with TRL by several strategies, each choosing again every round; evaluate after every round."""
     try:
         from gradalign.trainers.trl.config import GradAlignConfig
         from gradalign.trainers.trl.run import TrainJob
@@ -131,17 +137,17 @@ def train(
     coin = unsound.coin
     assert coin is not None
     rows: list[list[Cell]] = []
-    for strategy in ("gradalign", "random"):
-        show(f"training with TRL's GRPO, problems chosen by {strategy}:")
+    for strategy in ARMS:
+        show(f"training with TRL's GRPO on what {strategy} chooses:")
         out = options.out / f"train-{strategy}"
         args = GradAlignConfig(
             str(out), strategy=strategy, steps_per_round=options.steps_per_round, seed=options.seed,
-            max_steps=options.rounds * options.steps_per_round, chunk=len(pool) // 2, top=16, rollouts=16,
-            validation_rollouts=16, noise_patience=0, per_device_train_batch_size=128, num_generations=16,
-            max_completion_length=16, learning_rate=3e-5, scale_rewards="none", loss_type="dapo",
-            gradient_checkpointing=False, eval_strategy="epoch", eval_on_start=True, per_device_eval_batch_size=512,
-            num_generations_eval=8, save_total_limit=1, logging_steps=1, report_to="none", disable_tqdm=True,
-            use_cpu=True,
+            max_steps=options.rounds * options.steps_per_round, chunk=max(1, len(pool) // 2), top=32, rollouts=16,
+            validation_rollouts=16, contributions=strategy == "corr", noise_patience=0,
+            per_device_train_batch_size=256, num_generations=16, max_completion_length=16, learning_rate=5e-5,
+            lr_scheduler_type="constant", scale_rewards="none", gradient_checkpointing=False, eval_strategy="epoch",
+            eval_on_start=True, per_device_eval_batch_size=512, num_generations_eval=8, save_total_limit=1,
+            logging_steps=1, report_to="none", disable_tqdm=True, use_cpu=True,
         )  # fmt: skip
         fresh = load_policy("embedded", device="cpu")
         with progress_bars() as progress:

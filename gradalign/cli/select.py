@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from gradalign.alignment.align import warn_of_noise
 from gradalign.alignment.directional import require_float32
 from gradalign.cli.options import (
     Count,
@@ -82,6 +83,7 @@ def run(arguments: Sequence[str]) -> None:
         result = run_round(policy, chunk, validation, (samplers[0], samplers[1]), plan, folder, progress)
 
     if result.scored is not None:
+        warn_of_noise(result.scored.direction)
         show_scoring(result.scored)
     show(f"strategy {strategy.name}: {result.rollouts:,} rollouts; {times(result.seconds) or 'nothing to sample'}")
     for made in alignment_tables(result.alignments, texts):

@@ -156,6 +156,6 @@ def _configured(given: dict[str, Given], out: Path) -> Any:
         return GradAlignConfig(str(out), **{name: one.value for name, one in given.items()})
     except (ValueError, TypeError, AssertionError, argparse.ArgumentTypeError) as error:
         message = " ".join(str(error).split())
-        named = [name for name in given if re.search(rf"\b{name}\b", message)]
-        where = given[named[0]].where if named else "the trainer's options"
+        places = {name: found.start() for name in given if (found := re.search(rf"\b{name}\b", message))}
+        where = given[min(places, key=places.__getitem__)].where if places else "the trainer's options"
         raise GradAlignError(f"{where}: {message}") from error

@@ -141,14 +141,16 @@ class Lines(TrainerCallback):
         known = {name.removeprefix("gradalign/"): value for name, value in self.known.items()}
         parts = [f"step {state.global_step}"]
         if "chosen" in known:
-            scored = known["scored_share"] * known["problems"]
-            parts.append(f"chose {known['chosen']:.0f} of {known['problems']:.0f} ({scored:.0f} scored)")
+            chose = f"chose {known['chosen']:.0f} of {known['problems']:.0f}"
+            if known.get("rollouts"):
+                chose += f" ({known['scored_share'] * known['problems']:.0f} whose rewards vary)"
+            parts.append(chose)
         if "direction/reliability" in known:
             error = known.get("direction/reliability_se")
             parts.append(
                 f"direction agrees {known['direction/reliability']:.2f}" + ("" if error is None else f" ± {error:.2f}")
             )
-        if "rollouts_total" in known:
+        if known.get("rollouts_total"):
             parts.append(f"{known['rollouts_total']:,.0f} rollouts for choosing")
         parts.append(f"training reward {sum(self.rewards) / len(self.rewards):.3f}")
         self.tell(f"round {round(state.epoch or 0) - 1}: {', '.join(parts)}")
