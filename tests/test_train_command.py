@@ -90,7 +90,7 @@ def test_coins_pay_the_pool_alone() -> None:
 
 
 def test_trl_refusing_a_value_names_file_and_field(gradalign: Run, recipe: Callable[..., Path]) -> None:
-    path = recipe(num_generations=5)
+    path = recipe(num_generations=5, per_device_eval_batch_size=30)
     assert gradalign("train", "--config", path).error == (
         f"gradalign train: error: {path}: field 'num_generations': generation_batch_size (16) must be divisible by "
         "num_generations (5)."
@@ -111,6 +111,11 @@ def test_trl_refusing_a_value_names_file_and_field(gradalign: Run, recipe: Calla
         ({"max_steps": True}, [], "recipe.yaml: field 'max_steps': True: write a whole number"),
         ({}, ["--max-steps", "many"], "argument --max-steps: invalid int value: 'many'"),
         ({}, ["--num-generation", "4"], "unknown option --num-generation; did you mean '--num-generations'"),
+        (
+            {"per_device_eval_batch_size": 30},
+            [],
+            "recipe.yaml: the trainer's options: The global eval batch size (30 * 1)",
+        ),
         ({"top": 2}, [], "recipe.yaml: field 'top': top (2) is less than the 4 problems of one generation batch"),
         ({"validation": None}, [], "validation_dataset: is missing, and strategy 'gradalign' follows its gradient"),
         ({"stop": ["ab"]}, [], "option --stop: 'ab' is 2 tokens of this model; name a single one"),

@@ -157,5 +157,8 @@ def _configured(given: dict[str, Given], out: Path) -> Any:
     except (ValueError, TypeError, AssertionError, argparse.ArgumentTypeError) as error:
         message = " ".join(str(error).split())
         places = {name: found.start() for name in given if (found := re.search(rf"\b{name}\b", message))}
-        where = given[min(places, key=places.__getitem__)].where if places else "the trainer's options"
+        files = [one.where.split(": field ")[0] for one in given.values() if ": field " in one.where]
+        where = ": ".join([*files[:1], "the trainer's options"])
+        if places:
+            where = given[min(places, key=places.__getitem__)].where
         raise GradAlignError(f"{where}: {message}") from error
