@@ -33,7 +33,8 @@ MODES: dict[str, tuple[int, dict[str, Any], set[str]]] = {
         8,
         {"max_steps": 8, "mode": "batch", "steps_per_round": 4, "save_strategy": "steps", "save_steps": 2,
          "save_total_limit": 2},
-        {"rollouts written", "scoring", "alignments written", "round's numbers written", "choice written", "evaluation"},
+        {"rollouts written", "scoring", "alignments written", "round's numbers written", "choice written",
+         "evaluation"},
     ),
 }  # fmt: skip
 """Mode -> how many kills, the run's options, the points that it does not pass."""
@@ -51,8 +52,8 @@ def main(out: Path) -> None:
             often = point in ("scoring", "forward-only scoring")
             kills.append((point, rng.randint(1, 60 if point == "scoring" else 8 if often else 3), rng.random() < 0.5))
         results += [{"mode": mode, **result} for result in run(out / mode, kills, options)]
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
-                "trl": trl.__version__}  # fmt: skip
+    versions = {module.__name__: module.__version__ for module in (torch, transformers, trl)}
+    versions["python"] = platform.python_version()
     facts = {"seed": 0, "versions": versions, "machine": f"{platform.machine()} CPU, float32, one thread"}
     rows = json.dumps({**facts, "rows": results}, indent=1)
     (HERE / "interruptions.json").write_text(rows + "\n", encoding="utf-8")

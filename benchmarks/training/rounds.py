@@ -65,8 +65,8 @@ def main(rounds: int) -> None:
                     "training": spent["training"], "checkpoints": spent["checkpoints"]},
         "overhead_of_choosing": (spent["choosing"] - stages) / total,
         "megabytes": [round(value, 1) for value in watch.megabytes],
-        "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                     "transformers": transformers.__version__, "trl": trl.__version__},
+        "versions": {module.__name__: module.__version__ for module in (torch, transformers, trl)}
+        | {"python": platform.python_version()},
         "machine": f"{platform.machine()} CPU, 2 threads",
     }  # fmt: skip
     (HERE / "rounds.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
