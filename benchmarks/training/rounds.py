@@ -59,7 +59,7 @@ def main(rounds: int) -> None:
     total = time.perf_counter() - start
     numbers = [json.loads(path.read_text()) for path in sorted(out.glob("round-*/metrics.json"))]
     stages = sum(sum(one["seconds"].values()) for one in numbers)
-    facts = {
+    facts: dict[str, Any] = {
         "rounds": len(numbers),
         "seconds": {"total": total, "sampling and scoring": stages, "choosing besides": spent["choosing"] - stages,
                     "training": spent["training"], "checkpoints": spent["checkpoints"]},
