@@ -12,6 +12,7 @@ from transformers import HfArgumentParser, TrainerCallback, TrainerControl, Trai
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from gradalign.alignment.align import Progress, silent
+from gradalign.errors import GradAlignError
 from gradalign.policy.load import Policy
 from gradalign.problems.schema import Problem
 from gradalign.problems.write import trl_row
@@ -78,17 +79,11 @@ class TrainJob:
 
         Returns:
             The trainer, at the end of training; the model is in ``output_dir``/model.
-        """
-        others: dict[str, Any] = {}
-        if lora is not None:
-            from peft import LoraConfig
 
-            others["peft_config"] = LoraConfig(**lora)
-        trainer = GradAlignTrainer(
-            self.policy.model, RewardFunction(self.reward), self.args, self._rows(self.pool, coins=True),
-            self._rows(self.test), validation_dataset=self._rows(self.validation),
-            processing_class=self.policy.tokenizer, progress=progress, **others,
-        )  # fmt: skip
+        Raises:
+            GradAlignError: what TRL or this package refuses.
+        """
+        trainer = self._trainer(lora, progress)
         for chatty in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(chatty)
         if trainer.accelerator.is_main_process:
@@ -100,6 +95,26 @@ class TrainJob:
         trainer.train(resume_from_checkpoint=None if found is None else str(found))
         export(trainer, out / MODEL)
         return trainer
+
+    def _trainer(self, lora: dict[str, Any] | None, progress: Progress) -> GradAlignTrainer:
+        """The trainer.
+
+        Raises:
+            GradAlignError: what it refuses, TRL's reasons included.
+        """
+        others: dict[str, Any] = {}
+        if lora is not None:
+            from peft import LoraConfig
+
+            others["peft_config"] = LoraConfig(**lora)
+        try:
+            return GradAlignTrainer(
+                self.policy.model, RewardFunction(self.reward), self.args, self._rows(self.pool, coins=True),
+                self._rows(self.test), validation_dataset=self._rows(self.validation),
+                processing_class=self.policy.tokenizer, progress=progress, **others,
+            )  # fmt: skip
+        except (ImportError, ValueError, NotImplementedError, RuntimeError) as error:
+            raise GradAlignError(f"the trainer cannot be made: {' '.join(str(error).split())}") from error
 
     def _rows(self, problems: Sequence[Problem], coins: bool = False) -> Dataset | None:
         coin = self.reward.coin if coins else None

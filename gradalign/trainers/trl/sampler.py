@@ -118,7 +118,7 @@ class TrainerSampler:
         """
         responses = self._own(problems, prompts) if self.own else self._trainers(problems, prompts)
         count = self.rollouts
-        rows = [self.rows(problem.key) for problem in problems for _ in range(count)]
+        rows = [row for problem in problems for row in [self.rows(problem.key)] * count]
         ids = [prompt.tolist() for prompt in prompts for _ in range(count)]
         rewards = self._rewards(rows, ids, [response for own in responses for response in own])
         weights = self.trainer.reward_weights.double().cpu().numpy()
