@@ -486,3 +486,55 @@ def test_checkpoints_within_a_generation_batch_are_warned_of(tmp_path: Path) -> 
     with pytest.warns(GradAlignWarning, match="save_steps .3. does not end with a generation batch"):
         GradAlignConfig(str(tmp_path), use_cpu=True, steps_per_round=4, steps_per_generation=2, save_steps=3,
                         save_strategy="steps", per_device_train_batch_size=16, num_generations=4)  # fmt: skip
+
+
+@pytest.mark.usefixtures("watched")
+@pytest.mark.parametrize("mode", ["round", "batch"])
+def test_several_generation_batches_a_step(tmp_path: Path, mode: str) -> None:
+    """Generation in the middle of gradient accumulation: other problems each time, gradients left alone."""
+    arguments: dict[str, Any] = {"gradient_accumulation_steps": 2, "steps_per_generation": 1, "max_steps": 4}
+    if mode == "batch":
+        arguments |= {"mode": "batch", "engine": "exact", "strategy": "gradalign"}
+    made: Any = trainer(tmp_path, **arguments)
+    norms: list[float] = []
+    still = made._still
+
+    def watch() -> Any:
+        norms.append(sum(float(p.grad.norm()) for p in made.model.parameters() if p.grad is not None))
+        return still()
+
+    made._still = watch
+    made.train()
+    batches: dict[int, list[list[str]]] = {}
+    for step, keys, _, _ in made.batches:
+        batches.setdefault(step, []).append(keys)
+    assert [len(own) for own in batches.values()] == [2] * 4
+    assert all(first != second for first, second in batches.values())
+    if mode == "batch":
+        assert sum(norm > 0 for norm in norms) == 4  # the second batch of each step
+        for h in made.state.log_history[:4]:
+            assert h["grad_norm"] > 0
+        return
+    assert logged(made, "rollouts_reused_total")[-1] == 2 * 2 * 16  # both batches of a round's first step
+    for number in (0, 1):
+        groups = {g.key: g for g in read_rollouts(tmp_path / f"round-{number:04d}" / "candidates.parquet")}
+        taken: dict[str, int] = {}
+        for keys, ids in [(k, i) for step, k, i, _ in made.batches if step == 2 * number]:
+            for position, key in enumerate(keys):
+                index = taken.setdefault(key, 0)
+                taken[key] += 1
+                assert groups[key].rollouts[index].response_ids.tolist() == ids[position]  # none twice
+
+
+def test_gradients_do_not_depend_on_scoring_in_between(tmp_path: Path) -> None:
+    """What an engine leaves in `grad` would tell: `exact` works there, `reference` beside it."""
+    ends = []
+    for engine in ("exact", "reference"):
+        made = trainer(
+            tmp_path / engine, mode="batch", engine=engine, strategy="gradalign", gradient_accumulation_steps=2,
+            steps_per_generation=1, max_steps=2,
+        )  # fmt: skip
+        made.train()
+        ends.append(torch.cat([p.detach().reshape(-1) for p in made.model.parameters()]))
+    start = torch.cat([p.detach().reshape(-1) for p in trainer(tmp_path / "start").model.parameters()])
+    assert (ends[0] - ends[1]).norm() < 0.02 * (ends[0] - start).norm()

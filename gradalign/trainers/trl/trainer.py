@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ class GradAlignTrainer(GRPOTrainer):
         self.curriculum: Curriculum | None = None
         self.progress = progress
         self._handed: list[Rollout] | None = None  # this process's rollouts of the batch at hand, where they exist
+        self._used: Counter[str] = Counter()  # how often a problem's rollouts were trained on since they were sampled
         self._chosen_in = self._started = 0.0  # seconds spent choosing; when training began
         if args.choosing:
             self.pool = Problems(train_dataset, "train_dataset")
@@ -141,6 +143,7 @@ class GradAlignTrainer(GRPOTrainer):
         with self._still() as policy:
             samplers = self._samplers(policy, number)
             numbers = self.curriculum.begin(number, policy, samplers, self.progress)
+        self._used.clear()
         if self.curriculum.ended:
             if self.accelerator.is_main_process:
                 warn(f"training stops before round {number}: {self.curriculum.ended}")
@@ -162,7 +165,10 @@ class GradAlignTrainer(GRPOTrainer):
             "round": float(self.curriculum.state.round),
         }
         for name, value in known.items():
-            self._metrics["train"][f"gradalign/{name}"].append(value)
+            logged = self._metrics["train"][f"gradalign/{name}"]
+            if name.endswith("total"):  # TRL averages what it finds between two logs; of a total the last one counts
+                logged.clear()
+            logged.append(value)
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
         if self.curriculum is not None:
@@ -180,7 +186,7 @@ class GradAlignTrainer(GRPOTrainer):
         if not rollouts:
             return super()._generate_and_score_completions(inputs)
         self._handed = [rollout for _, rollout in rollouts]
-        self._metrics["train"]["gradalign/rollouts_reused_total"].append(float(self.curriculum.state.reused))
+        self._metrics["train"]["gradalign/rollouts_reused_total"] = [float(self.curriculum.state.reused)]
         self.rollout_func = lambda prompts, trainer: {
             "prompt_ids": [ids for ids, _ in rollouts],
             "completion_ids": [rollout.response_ids.tolist() for _, rollout in rollouts],
@@ -199,6 +205,12 @@ class GradAlignTrainer(GRPOTrainer):
         rewards = torch.tensor([rollout.rewards for rollout in self._handed], dtype=torch.float32)
         return gather(rewards.to(self.accelerator.device))
 
+    @property
+    def _batch_number(self) -> int:
+        """Number of the generation batch at hand, counted from the run's start."""
+        passes = self.args.gradient_accumulation_steps
+        return (self.state.global_step * passes + self._step % passes) // self.args.generation_steps
+
     def _positions(self, count: int) -> range:
         """Where this process's rows are in the generation batch."""
         return range(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
@@ -207,20 +219,30 @@ class GradAlignTrainer(GRPOTrainer):
         """The rows' rollouts from scoring, with their prompts, while the policy is still the one that sampled them."""
         assert self.curriculum is not None
         groups = self.curriculum.groups
-        if not self.args.recycle or not groups or self._sampled_for_scoring() < self.num_generations:
+        if not self.args.recycle or not groups:
             return []
+        size, count = self.args.batch_prompts, self.num_generations
+        first = self._batch_number * size % self.args.round_prompts
+        keys = [self.pool.keys[place] for place in self.places[first : first + size]]
+        used, takes = self._used.copy(), []
+        for key in keys:  # a problem that comes again takes its next rollouts
+            takes.append(used[key] * count)
+            used[key] += 1
+        if max(takes) + count > self._sampled_for_scoring():
+            return []
+        self._used = used
+        self.curriculum.state.reused += size * count
         handed = []
-        for position, row in zip(self._positions(len(inputs)), inputs, strict=True):
-            group = groups[row["key"]]
-            handed.append((group.prompt_ids.tolist(), group.rollouts[position % self.num_generations]))
-        self.curriculum.state.reused += self.args.batch_prompts * self.num_generations
+        for position in self._positions(len(inputs)):
+            group, take = groups[keys[position // count]], takes[position // count]
+            handed.append((group.prompt_ids.tolist(), group.rollouts[take + position % count]))
         return handed
 
     def _filtered(self, count: int) -> tuple[list[tuple[list[int], Rollout]], list[dict[str, Any]]]:
         """This process's share of the batch that the filter lets through: prompts and rollouts, and rows."""
         assert isinstance(self.curriculum, BatchFilter)
         start = time.perf_counter()
-        number = self.state.global_step * self.args.gradient_accumulation_steps // self.args.generation_steps
+        number = self._batch_number
         with self._still() as policy:
             sampler = self._sampler(policy, self.pool, self.num_generations, "batch", number, f"step {number}")
             groups, numbers = self.curriculum.filter(number, self.args.batch_prompts, policy, sampler)
@@ -267,10 +289,15 @@ class GradAlignTrainer(GRPOTrainer):
 
     @contextlib.contextmanager
     def _still(self) -> Iterator[Policy]:
-        """The policy without dropout; gradients are empty before and after."""
+        """The policy without dropout; gradients that training has accumulated are put aside."""
         training = self.model.training
+        gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
+        for parameter, _ in gradients:
+            parameter.grad = None
         self.model.eval()
         try:
             yield self._policy()
         finally:
             self.model.train(training)
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
