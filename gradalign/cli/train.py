@@ -159,6 +159,10 @@ def _configured(given: dict[str, Given], out: Path) -> Any:
         places = {name: found.start() for name in given if (found := re.search(rf"\b{name}\b", message))}
         files = [one.where.split(": field ")[0] for one in given.values() if ": field " in one.where]
         where = ": ".join([*files[:1], "the trainer's options"])
+        valued = [one for one in given.values() if isinstance(one.value, str) and repr(one.value) in message]
+        valued += [one for one in given.values() if isinstance(one.value, str) and f"{one.value} " in f"{message} "]
         if places:
             where = given[min(places, key=places.__getitem__)].where
+        elif valued:
+            where = valued[0].where
         raise GradAlignError(f"{where}: {message}") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ class Curriculum:
         self.state = State(identity)
         self.groups: dict[str, Group] = {}
         """Rollouts of the chosen problems by the policy that chose them; the adapter empties it when that has moved."""
+        self.used: Counter[str] = Counter()
+        """Key -> how many of its `groups`' rollouts were trained on."""
         self.ended: str | None = None
         """Why there is nothing more to choose, once that is so."""
         self.followed: Direction | None = None
@@ -92,6 +95,27 @@ class Curriculum:
             places += [self.index[key] for key in order]
             turn += 1
         return places[:count]
+
+    def serve(self, places: Sequence[int], count: int) -> list[tuple[Group, int]]:
+        """Rollouts that were sampled for scoring, to be trained on while the policy is the one that sampled them.
+
+        Args:
+            places: pool indices of the problems wanted; one that comes again gets its next rollouts.
+            count: rollouts for each.
+
+        Returns:
+            Each place's group and the first of its ``count`` rollouts; nothing where one place has too few unused.
+        """
+        used, served = self.used.copy(), []
+        for key in (self.pool[place].key for place in places):
+            group, first = self.groups.get(key), used[key]
+            if group is None or first + count > len(group.rollouts):
+                return []
+            served.append((group, first))
+            used[key] += count
+        self.used = used
+        self.state.reused += len(served) * count
+        return served
 
     def begin(
         self, number: int, policy: Policy, samplers: tuple[Sampler, Sampler], progress: Progress = silent
@@ -145,8 +169,8 @@ class Curriculum:
         state.sampled += facts["rollouts"]
         if self.within_noise():
             self.ended = (
-                f"the validation direction was within noise over the last {self.patience} rounds: more validation "
-                "problems or rollouts make it reliable; noise_patience=0 goes on all the same"
+                f"the validation direction could not be told from noise over the last {self.patience} rounds: more "
+                "validation problems or rollouts make it reliable; noise_patience=0 goes on all the same"
             )
 
     def within_noise(self) -> bool:
@@ -185,6 +209,7 @@ class Curriculum:
             write_choice(folder, chunk, alignments, ["trl"])
         chosen = {a.key for a in alignments if a.selected}
         self.groups = {group.key: group for group in groups if group.key in chosen}
+        self.used.clear()
         return alignments, facts
 
     def identity(

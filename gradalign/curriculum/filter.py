@@ -22,6 +22,7 @@ from gradalign.curriculum.state import DIRECTION, load_direction
 from gradalign.files import read_json, write_json
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
+from gradalign.rollouts.collect import joined, shared_out
 from gradalign.rollouts.sampler import Sampler
 from gradalign.selection import Size, choose
 
@@ -80,7 +81,7 @@ class BatchFilter(Curriculum):
         """
         start = time.perf_counter()
         chunk = [self.pool[i] for i in self.chunks[batch]]
-        mine = self.processes.mine(chunk)
+        mine = shared_out(chunk, sampler, self.processes)
 
         def work() -> list[Group]:
             prompts = sampler.prompts(mine)
@@ -90,7 +91,7 @@ class BatchFilter(Curriculum):
                 made |= {group.key: group for group in groups}
             return [made[problem.key] for problem in mine]
 
-        groups = self.processes.joined(self.processes.together(work))
+        groups = joined(self.processes.together(work), len(chunk), self.processes)
         if self.plan.strategy.needs_engine:
             assert self.followed is not None, "begin() was not called"
             scorer = self.plan.scorer(policy, self.processes)

@@ -58,7 +58,10 @@ class State:
                 f"{checkpoint}: is not a checkpoint of a curriculum (no {STATE}); name one, or train anew in another "
                 "folder"
             )
-        found = State(**read_json(path))
+        try:
+            found = State(**read_json(path))
+        except TypeError as error:
+            raise GradAlignError(f"{path}: is of another version of this program ({error}); train anew") from error
         names = self.identity.keys() | found.identity.keys()
         differ = sorted(name for name in names if self.identity.get(name) != found.identity.get(name))
         if differ:

@@ -89,16 +89,28 @@ def collect_shared(
     if found[0] is not None:
         return found[0]
     share = out.with_name(f"{out.stem}.{processes.rank}-of-{processes.count}{out.suffix}")
-    mine = processes.mine(problems)
-    if sampler.lockstep:  # the same number of batches everywhere: leftovers may differ, and so may the shares
+    if sampler.lockstep:  # leftovers of the processes may differ
         for path in (share, share.with_name(share.name + ".part")):
             path.unlink(missing_ok=True)
-        mine = [*mine, *problems[: -(-len(problems) // processes.count) - len(mine)]]
+    mine = shared_out(problems, sampler, processes)
     shares = processes.together(lambda: collect(sampler, mine, share, done) if mine else [])
-    groups = processes.joined([own[: len(problems[r :: processes.count])] for r, own in enumerate(shares)])
+    groups = joined(shares, len(problems), processes)
     processes.together(lambda: write_rollouts(out, groups) if processes.first else None)
     share.unlink(missing_ok=True)
     return groups
+
+
+def shared_out(problems: Sequence[Problem], sampler: Sampler, processes: Processes) -> list[Problem]:
+    """This process's share of the problems; shares of equal length where the sampler works in lockstep."""
+    mine = list(processes.mine(problems))
+    if sampler.lockstep:
+        mine += problems[: -(-len(problems) // processes.count) - len(mine)]
+    return mine
+
+
+def joined(shares: Sequence[Sequence[Group]], count: int, processes: Processes) -> list[Group]:
+    """The groups of ``count`` problems from the processes' shares, in the problems' order."""
+    return processes.joined([own[: len(range(rank, count, processes.count))] for rank, own in enumerate(shares)])
 
 
 @contextlib.contextmanager

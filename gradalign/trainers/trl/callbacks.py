@@ -9,7 +9,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gradalign.errors import GradAlignError
-from gradalign.trainers.trl.checkpoints import last_complete
+from gradalign.trainers.trl.checkpoints import is_complete, last_complete
 
 if TYPE_CHECKING:
     from gradalign.trainers.trl.trainer import GradAlignTrainer
@@ -21,6 +21,11 @@ class Rounds(TrainerCallback):
     def __init__(self, trainer: GradAlignTrainer) -> None:
         self.trainer = trainer
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Count passes from the run's start, so that generation batches end with rounds after a resume too."""
+        self.trainer._step = state.global_step * args.gradient_accumulation_steps
+        self.trainer._buffered_inputs = None
+
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """A round is an epoch."""
         self.trainer.begin_round()
@@ -31,10 +36,12 @@ class Rounds(TrainerCallback):
         self.trainer.curriculum.groups = {}
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Where nothing was left to choose, nothing was trained since the last checkpoint either."""
+        """Where nothing was left to choose, nothing was trained in this epoch; only what is not saved yet is saved."""
         assert self.trainer.curriculum is not None
         if self.trainer.curriculum.ended:
-            control.should_save = control.should_evaluate = False
+            control.should_evaluate = False
+            last = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
+            control.should_save = state.global_step > 0 and not is_complete(last)
 
 
 class FiniteGradients(TrainerCallback):
@@ -50,7 +57,7 @@ class FiniteGradients(TrainerCallback):
         gradients = [p.grad for p in self.trainer.model.parameters() if p.grad is not None]
         if self.trainer.accelerator.scaler is not None or not gradients:
             return
-        if not bool(torch.stack([torch.isfinite(gradient.norm()).cpu() for gradient in gradients]).all()):
+        if not bool(torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all()):
             last = last_complete(Path(args.output_dir or "."))
             raise GradAlignError(
                 f"step {state.global_step + 1}: the loss or its gradient is not finite (NaN or infinity); lower the "

@@ -88,6 +88,12 @@ class GradAlignConfig(GRPOConfig):
     def __post_init__(self) -> None:
         if self.bf16 is None and not torch.cuda.is_available():
             self.bf16 = False
+        for name, least in (("per_device_train_batch_size", 1), ("gradient_accumulation_steps", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.learning_rate < 0 or self.temperature <= 0:
+            name = "learning_rate" if self.learning_rate < 0 else "temperature"
+            raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         super().__post_init__()
         if self.strategy is None:
             self.strategy = "dot" if self.mode == "batch" else "gradalign"
@@ -121,7 +127,8 @@ class GradAlignConfig(GRPOConfig):
         if len(given) > 1:
             raise ValueError(f"{given[0]} and {given[1]} exclude each other; give one of them")
         if self.mode == "batch":
-            unread = [name for name in ("top", "fraction", "threshold", "chunk", "rollouts") if getattr(self, name)]
+            names = ("top", "fraction", "threshold", "chunk", "rollouts")
+            unread = [name for name in names if getattr(self, name) is not None]
             if unread:
                 raise ValueError(f"{unread[0]} belongs to mode round; mode batch takes oversample")
             if self.strategy == "static":
@@ -139,6 +146,13 @@ class GradAlignConfig(GRPOConfig):
                 f"loss_type {self.loss_type!r} weighs rollouts in a way that scores do not know; take one of "
                 f"{', '.join((*SEQUENCE_MEAN, *SUM))}, or strategy off"
             )
+        if self.top_entropy_quantile < 1:
+            raise ValueError("top_entropy_quantile below 1 leaves tokens out that scores count; or take strategy off")
+        if self.fsdp or self.deepspeed:
+            name = "fsdp" if self.fsdp else "deepspeed"
+            raise ValueError(f"{name}: choosing needs the whole policy in each process; or take strategy off")
+        if self.ignore_data_skip:
+            raise ValueError("ignore_data_skip: a run that goes on within a round must skip what it has seen of it")
         if self.multi_objective_aggregation != "sum_then_normalize":
             raise ValueError(
                 "multi_objective_aggregation must be sum_then_normalize: scores are of the summed reward; or take "

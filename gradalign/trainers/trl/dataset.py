@@ -35,10 +35,12 @@ class Problems(Sequence[Problem]):
             )
         if not len(dataset):
             raise GradAlignError(f"{name}: is empty; give at least one problem")
-        if "key" not in dataset.column_names:
-            dataset = dataset.add_column("key", [content_key(prompt) for prompt in dataset["prompt"]])
-        self.dataset = dataset
-        self.keys = [str(key) for key in dataset["key"]]
+        if "key" in dataset.column_names:
+            self.keys = [str(key) for key in dataset["key"]]
+            dataset = dataset.remove_columns("key")
+        else:
+            self.keys = [content_key(prompt) for prompt in dataset["prompt"]]
+        self.dataset = dataset.add_column("key", self.keys)
         self._index = {key: number for number, key in enumerate(self.keys)}
         if len(self._index) < len(self.keys):
             first = next(number for number, key in enumerate(self.keys) if self._index[key] != number)

@@ -28,6 +28,11 @@ class RewardFunction:
         self.coin = reward.coin
         self.__name__ = reward.name.rsplit(":", 1)[-1]
 
+    @property
+    def identity(self) -> str:
+        """What the rewards depend on."""
+        return f"{self.reward.identity} {self.coin}"
+
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[list[int]], **columns: Any
     ) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,7 +169,7 @@ class Lines(TrainerCallback):
         if known.get("rollouts_total"):
             parts.append(f"{known['rollouts_total']:,.0f} rollouts for choosing")
         parts.append(f"training reward {sum(self.rewards) / len(self.rewards):.3f}")
-        self.tell(f"round {round(state.epoch or 0) - 1}: {', '.join(parts)}")
+        self.tell(f"round {math.ceil(state.epoch or 0) - 1}: {', '.join(parts)}")
         self.known, self.rewards = {}, []
 
     def on_evaluate(

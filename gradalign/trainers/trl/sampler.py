@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
+import inspect
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -78,14 +80,16 @@ class TrainerSampler:
         trainer = self.trainer
         values: dict[str, Any] = {
             "policy": self.tag,
-            "rewards": list(trainer.reward_func_names),
+            "rewards": [reward_identity(function) for function in trainer.reward_funcs],
             "weights": trainer.reward_weights.tolist(),
             "sampling": dataclasses.asdict(self.sampling),
             "own": self.own,
         }
         if not self.own:
             values |= {name: getattr(trainer, name) for name in ("top_p", "top_k", "min_p", "repetition_penalty")}
-        return json.loads(json.dumps(values))
+            values |= {"generation_kwargs": trainer.args.generation_kwargs, "vllm": trainer.use_vllm}
+        values |= {"chat": [trainer.chat_template, trainer.chat_template_kwargs]}
+        return json.loads(json.dumps(values, default=str))
 
     def prompts(self, problems: Sequence[Problem]) -> list[Tokens]:
         """(tokens,) the prompt of each problem, as the trainer tokenises it.
@@ -147,6 +151,7 @@ class TrainerSampler:
             draw = uniform_hash("generate", self.sampling.seed, self.tag, [problem.key for problem in problems])
             torch.manual_seed(int(draw * 2**53))
             ids, logprobs = trainer._generate_single_turn(repeated, None, {}, count)
+        trainer.model.eval()  # some of its engines leave the model in training mode
         ends = {*trainer.eos_token_ids, trainer._tokenizer.pad_token_id}
         responses = [
             Response(
@@ -207,12 +212,34 @@ class TrainerSampler:
         """Rewards of a reward model, as TRL takes them."""
         texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
         if is_conversational({"prompt": prompts[0]}):
-            texts = [apply_chat_template({"messages": text}, processing)["text"] for text in texts]
-        inputs = processing(
-            text=texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False
-        )
+            kwargs = self.trainer.chat_template_kwargs
+            texts = [apply_chat_template({"messages": text}, processing, **kwargs)["text"] for text in texts]
         assert isinstance(model, PreTrainedModel)
-        return model(**inputs.to(model.device)).logits[:, 0].tolist()
+        size = self.trainer.args.per_device_train_batch_size
+        rewards: list[float] = []
+        for start in range(0, len(texts), size):
+            inputs = processing(
+                text=texts[start : start + size], return_tensors="pt", padding=True, padding_side="right",
+                add_special_tokens=False,
+            )  # fmt: skip
+            rewards += model(**inputs.to(model.device)).logits[:, 0].tolist()
+        return rewards
+
+
+def reward_identity(function: Any) -> str:
+    """What a reward function's rewards depend on, as far as can be told: its source, or its model's name."""
+    own = getattr(function, "identity", None)
+    if isinstance(own, str):
+        return own
+    if isinstance(function, torch.nn.Module):
+        return str(getattr(getattr(function, "config", None), "_name_or_path", type(function).__name__))
+    plain = getattr(function, "func", function)  # of a functools.partial
+    name = str(getattr(plain, "__name__", type(plain).__name__))
+    try:
+        source = inspect.getsource(plain if hasattr(plain, "__name__") else type(plain))
+    except (OSError, TypeError):
+        return name
+    return f"{name} {hashlib.sha256(source.encode()).hexdigest()[:16]}"
 
 
 def _unlogged(*_: Any) -> None:

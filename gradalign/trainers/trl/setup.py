@@ -26,11 +26,23 @@ def with_length(args: GradAlignConfig, problems: int) -> GradAlignConfig:
     args = copy.copy(args)
     if args.max_steps <= 0:
         looks = math.ceil(args.num_train_epochs * problems / min(args.candidates, problems))
-        steps = args.steps_per_round
         if args.mode == "batch":
-            steps = -(-args.generation_steps // args.gradient_accumulation_steps)
-        args.max_steps = looks * steps
+            args.max_steps = math.ceil(looks * args.generation_steps / args.gradient_accumulation_steps)
+        else:
+            args.max_steps = looks * args.steps_per_round
     return args
+
+
+def refuse_unknown(dataset: Dataset, others: dict[str, Any]) -> None:
+    """Refuse what choosing cannot sample.
+
+    Raises:
+        GradAlignError: tools, environments, a rollout function of one's own, or images.
+    """
+    names = [name for name in ("tools", "environment_factory", "rollout_func") if others.get(name)]
+    names += [f"column {name!r}" for name in ("image", "images") if name in dataset.column_names]
+    if names:
+        raise GradAlignError(f"{names[0]}: choosing samples single text responses itself; with it take strategy off")
 
 
 def find_validation(args: GradAlignConfig, pool: Problems, dataset: Dataset | None, test: Any) -> Problems | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,16 @@ import torch
 from accelerate.utils import gather
 from datasets import Dataset
 from torch.utils.data import Sampler
+from transformers.trainer import TRAINER_STATE_NAME
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from gradalign.alignment.align import Progress, silent
 from gradalign.curriculum.curriculum import Curriculum
 from gradalign.curriculum.filter import BatchFilter
-from gradalign.curriculum.state import State
+from gradalign.curriculum.state import STATE, State
 from gradalign.errors import GradAlignError, warn
-from gradalign.policy.group import Rollout
+from gradalign.policy.group import Group, Rollout
 from gradalign.policy.load import Policy, cover
 from gradalign.problems.schema import uniform_hash
 from gradalign.trainers.trl.callbacks import FiniteGradients, Rounds
@@ -34,8 +34,8 @@ from gradalign.trainers.trl.checkpoints import last_complete, require_complete
 from gradalign.trainers.trl.config import GradAlignConfig
 from gradalign.trainers.trl.dataset import Problems
 from gradalign.trainers.trl.order import Places, Resumable
-from gradalign.trainers.trl.sampler import TrainerSampler
-from gradalign.trainers.trl.setup import find_validation, make_curriculum, with_length
+from gradalign.trainers.trl.sampler import TrainerSampler, reward_identity
+from gradalign.trainers.trl.setup import find_validation, make_curriculum, refuse_unknown, with_length
 
 
 class GradAlignTrainer(GRPOTrainer):
@@ -50,7 +50,6 @@ class GradAlignTrainer(GRPOTrainer):
         validation_dataset: the small trusted set whose policy gradient is the direction; in the same columns. Needed by
             strategies that follow one.
         progress: shows how sampling and scoring get on.
-        others: TRL's further arguments.
 
     Raises:
         GradAlignError: data sets that overlap or cannot be used; a batch that the pool is too small for.
@@ -81,24 +80,26 @@ class GradAlignTrainer(GRPOTrainer):
         self.curriculum: Curriculum | None = None
         self.progress = progress
         self._handed: list[Rollout] | None = None  # this process's rollouts of the batch at hand, where they exist
-        self._used: Counter[str] = Counter()  # how often a problem's rollouts were trained on since they were sampled
         self._chosen_in = self._started = 0.0  # seconds spent choosing; when training began
+        self._begun = False  # whether a round was begun since
         if args.choosing:
             self.pool = Problems(train_dataset, "train_dataset")
             self.validation = find_validation(args, self.pool, validation_dataset, eval_dataset)
             train_dataset, args = self.pool.dataset, with_length(args, len(self.pool))
-            for name in ("tools", "environment_factory", "rollout_func"):
-                if others.get(name):
-                    raise GradAlignError(
-                        f"{name}: choosing samples single responses itself; take strategy='off' with it"
-                    )
+            refuse_unknown(train_dataset, others)
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, **others)
         self.add_callback(FiniteGradients(self))
-        identity = {"strategy": args.strategy, "seed": args.seed, "model": self._policy().fingerprint}
+        policy = self._policy()
+        rewards = [reward_identity(function) for function in self.reward_funcs]
+        identity = {"strategy": args.strategy, "seed": args.seed, "model": policy.fingerprint, "rewards": rewards}
         self._run = State(identity)
         if args.choosing:
             self.curriculum = make_curriculum(args, self.pool, self.validation, identity)
             self.add_callback(Rounds(self))
+            if self.curriculum.plan.strategy.needs != "nothing":  # too long prompts are found before anything is done
+                candidates, trusted = self._samplers(policy, 0)
+                candidates.prompts(self.pool)
+                trusted.prompts(self.validation or [])
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *others: Any, **named: Any) -> Any:
         """As in TRL; ``resume_from_checkpoint=True`` takes the last complete checkpoint.
@@ -106,21 +107,23 @@ class GradAlignTrainer(GRPOTrainer):
         Raises:
             GradAlignError: the checkpoint is another run's or incomplete, or there is none.
         """
-        self._started, self._chosen_in = time.perf_counter(), 0.0
+        self._started, self._chosen_in, self._begun = time.perf_counter(), 0.0, False
         if resume_from_checkpoint is True:
             found = last_complete(Path(self.args.output_dir or "."))
             if found is None:
                 raise GradAlignError(f"{self.args.output_dir}: holds no complete checkpoint; train without resuming")
             resume_from_checkpoint = str(found)
-        if resume_from_checkpoint:
-            require_complete(Path(resume_from_checkpoint))
-        if self.curriculum is None:
-            if resume_from_checkpoint:
-                self._run.load(Path(resume_from_checkpoint))
-        elif resume_from_checkpoint:
-            self.curriculum.load(Path(resume_from_checkpoint), self._policy())
-        else:
+        if self.curriculum is not None:
             self.curriculum.restart()
+        if resume_from_checkpoint:
+            checkpoint = Path(resume_from_checkpoint)
+            require_complete(checkpoint, self.curriculum is not None)
+            if self.curriculum is not None:
+                self.curriculum.load(checkpoint, self._policy())
+            elif (checkpoint / STATE).exists():
+                self._run.load(checkpoint)
+        elif found := last_complete(Path(self.args.output_dir or ".")):
+            warn(f"{found}: is of an earlier run; this one starts anew, and resuming later would take the last of both")
         return super().train(resume_from_checkpoint, *others, **named)
 
     @property
@@ -137,23 +140,27 @@ class GradAlignTrainer(GRPOTrainer):
         """Choose, unless the checkpoint that training goes on from is of the middle of a round."""
         assert self.curriculum is not None
         number, within = divmod(self.state.global_step, self.args.steps_per_round)
+        begun, self._begun = self._begun, True
+        if within and begun:
+            raise GradAlignError(
+                f"step {self.state.global_step}: an epoch ended within a round of {self.args.steps_per_round} steps; "
+                "let no callback end epochs"
+            )
         if within:
             return
         start = time.perf_counter()
         with self._still() as policy:
             samplers = self._samplers(policy, number)
             numbers = self.curriculum.begin(number, policy, samplers, self.progress)
-        self._used.clear()
         if self.curriculum.ended:
             if self.accelerator.is_main_process:
                 warn(f"training stops before round {number}: {self.curriculum.ended}")
             return
         self._log(numbers, time.perf_counter() - start)
-        needed = self.args.batch_prompts
-        if self.args.mode == "round" and len(self.curriculum.chosen) < needed and self.accelerator.is_main_process:
+        count, needed = len(self.curriculum.chosen), self.args.batch_prompts
+        if self.args.mode == "round" and count < needed and self.accelerator.is_main_process:
             warn(
-                f"round {number}: {len(self.curriculum.chosen)} problems could be chosen, fewer than the {needed} of "
-                "one generation batch; some come twice in it"
+                f"round {number}: {count} problems chosen, fewer than the {needed} of one generation batch: some repeat"
             )
 
     def _log(self, numbers: dict[str, float], seconds: float) -> None:
@@ -166,7 +173,7 @@ class GradAlignTrainer(GRPOTrainer):
         }
         for name, value in known.items():
             logged = self._metrics["train"][f"gradalign/{name}"]
-            if name.endswith("total"):  # TRL averages what it finds between two logs; of a total the last one counts
+            if name in ("round", "time_share", "rollouts_total"):  # TRL averages between two logs; here the last counts
                 logged.clear()
             logged.append(value)
 
@@ -201,42 +208,42 @@ class GradAlignTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
         if self._handed is None:
-            return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+            try:
+                return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+            except Exception as error:
+                if self.curriculum is None or isinstance(error, GradAlignError):
+                    raise
+                raise GradAlignError(
+                    f"step {self.state.global_step + 1}: a reward function raised {type(error).__name__}: {error}; "
+                    "mend it and go on from the last checkpoint"
+                ) from error
+        for column in self._logs["extra"]:  # what reward functions logged of other rollouts is not these'
+            self._pending_extra_logs[column].extend([None] * len(self._handed))
         rewards = torch.tensor([rollout.rewards for rollout in self._handed], dtype=torch.float32)
         return gather(rewards.to(self.accelerator.device))
 
     @property
     def _batch_number(self) -> int:
         """Number of the generation batch at hand, counted from the run's start."""
-        passes = self.args.gradient_accumulation_steps
-        return (self.state.global_step * passes + self._step % passes) // self.args.generation_steps
-
-    def _positions(self, count: int) -> range:
-        """Where this process's rows are in the generation batch."""
-        return range(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
+        return self._step // self.args.generation_steps
 
     def _recycled(self, inputs: list[dict[str, Any]]) -> list[tuple[list[int], Rollout]]:
         """The rows' rollouts from scoring, with their prompts, while the policy is still the one that sampled them."""
         assert self.curriculum is not None
-        groups = self.curriculum.groups
-        if not self.args.recycle or not groups:
+        if not self.args.recycle:
             return []
-        size, count = self.args.batch_prompts, self.num_generations
-        first = self._batch_number * size % self.args.round_prompts
-        keys = [self.pool.keys[place] for place in self.places[first : first + size]]
-        used, takes = self._used.copy(), []
-        for key in keys:  # a problem that comes again takes its next rollouts
-            takes.append(used[key] * count)
-            used[key] += 1
-        if max(takes) + count > self._sampled_for_scoring():
-            return []
-        self._used = used
-        self.curriculum.state.reused += size * count
-        handed = []
-        for position in self._positions(len(inputs)):
-            group, take = groups[keys[position // count]], takes[position // count]
-            handed.append((group.prompt_ids.tolist(), group.rollouts[take + position % count]))
-        return handed
+        first = self._batch_number * self.args.batch_prompts % self.args.round_prompts
+        served = self.curriculum.serve(self.places[first : first + self.args.batch_prompts], self.num_generations)
+        return self._share(served, len(inputs))
+
+    def _share(self, groups: list[tuple[Group, int]], count: int) -> list[tuple[list[int], Rollout]]:
+        """This process's ``count`` rows of a generation batch, from its problems' groups and their first rollouts."""
+        first, size = self.accelerator.process_index * count, self.num_generations
+        places = [divmod(position, size) for position in range(first, first + count)] if groups else []
+        return [
+            (groups[place][0].prompt_ids.tolist(), groups[place][0].rollouts[groups[place][1] + number])
+            for place, number in places
+        ]
 
     def _filtered(self, count: int) -> tuple[list[tuple[list[int], Rollout]], list[dict[str, Any]]]:
         """This process's share of the batch that the filter lets through: prompts and rollouts, and rows."""
@@ -247,33 +254,30 @@ class GradAlignTrainer(GRPOTrainer):
             sampler = self._sampler(policy, self.pool, self.num_generations, "batch", number, f"step {number}")
             groups, numbers = self.curriculum.filter(number, self.args.batch_prompts, policy, sampler)
         self._log(numbers, time.perf_counter() - start)
-        handed, rows = [], []
-        for position in self._positions(count):
-            group = groups[position // self.num_generations]
-            handed.append((group.prompt_ids.tolist(), group.rollouts[position % self.num_generations]))
-            rows.append(self.pool.row(group.key))
-        return handed, rows
+        first = self.accelerator.process_index * count
+        rows = [self.pool.row(groups[i // self.num_generations].key) for i in range(first, first + count)]
+        return self._share([(group, 0) for group in groups], count), rows
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if self.args.should_save:  # before older checkpoints make room for this one
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
             folder.mkdir(parents=True, exist_ok=True)
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)  # written last; until then this is no checkpoint
             if self.curriculum is None:
                 self._run.save(folder)
             else:
                 self.curriculum.save(folder, self._policy())
         super()._save_checkpoint(model, trial)
 
-    def _sampled_for_scoring(self) -> int:
-        return self.args.rollouts or self.num_generations
-
     def _samplers(self, policy: Policy, number: int) -> tuple[TrainerSampler, TrainerSampler]:
         """Of a round's candidates and of its validation problems."""
-        count = self._sampled_for_scoring()
-        more = self.args.validation_rollouts or count
-        candidates = self._sampler(policy, self.pool, count, "round", number, policy.fingerprint)
+        count, tag = self.args.rollouts or self.num_generations, policy.fingerprint
         trusted = self.validation or self.pool  # without a validation set nobody asks
-        return candidates, self._sampler(policy, trusted, more, "validation", number, policy.fingerprint)
+        more = self.args.validation_rollouts or count
+        return (
+            self._sampler(policy, self.pool, count, "round", number, tag),
+            self._sampler(policy, trusted, more, "validation", number, tag),
+        )
 
     def _sampler(
         self, policy: Policy, problems: Problems, rollouts: int, purpose: str, number: int, tag: str
