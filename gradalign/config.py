@@ -66,7 +66,8 @@ class Given:
 def parse_further(
     kind: type[OptionsT], command: str, arguments: Sequence[str], further: Mapping[str, Mapping[str, Any]]
 ) -> tuple[OptionsT, dict[str, Given]]:
-    """`parse` for a command that hands ``further`` options on to a library: option -> arguments of ``add_argument``.
+    """`parse` for a command that hands ``further`` options on to a library: option -> arguments of ``add_argument``,
+    and ``group``, the title under which ``--help`` shows it.
 
     Texts, also those of the file, are converted by the option's ``type``; the library judges the values.
 
@@ -79,10 +80,13 @@ def parse_further(
     parser.add_argument("--config", metavar="FILE", help="YAML (or a saved config.json) with any of the options below")
     for name, field in kind.model_fields.items():
         _add(parser, name, field)
-    if further:
-        group = parser.add_argument_group("further options")
-        for name, settings in further.items():
-            group.add_argument(f"--{name.replace('_', '-')}", dest=name, **settings)
+    groups: dict[str, Any] = {}
+    for name, settings in further.items():
+        title = settings["group"]
+        group = groups.setdefault(title, None) or parser.add_argument_group(title)
+        groups[title] = group
+        rest = {key: value for key, value in settings.items() if key != "group"}
+        group.add_argument(f"--{name.replace('_', '-')}", dest=name, **rest)
     names = [*kind.model_fields, *further]
     given, unknown = parser.parse_known_args(_normal(arguments))
     if unknown:

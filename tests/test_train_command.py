@@ -117,7 +117,7 @@ def test_trl_refusing_a_value_names_file_and_field(gradalign: Run, recipe: Calla
             "recipe.yaml: the trainer's options: The global eval batch size (30 * 1)",
         ),
         ({"top": 2}, [], "recipe.yaml: field 'top': top (2) is less than the 4 problems of one generation batch"),
-        ({"validation": None}, [], "validation_dataset: is missing, and strategy 'gradalign' follows its gradient"),
+        ({"validation": None}, [], "--validation: is missing, and strategy 'gradalign' follows its gradient"),
         ({"stop": ["ab"]}, [], "option --stop: 'ab' is 2 tokens of this model; name a single one"),
         ({"lora_r": 4, "adapter": "x"}, [], "--lora-r makes a new adapter and --adapter goes on with one"),
         ({"max_completion_length": 5000}, [], "does not fit the policy's"),

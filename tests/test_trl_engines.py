@@ -41,7 +41,7 @@ class Engine:
         sampling = Sampling(num_generations, 8, seed=len(self.asked))
         training = self.made.model.training
         self.made.model.eval()
-        sampled = sample_batch(self.made._policy(), [str(i) for i in range(len(groups))], groups, sampling)
+        sampled = sample_batch(self.made.policy(), [str(i) for i in range(len(groups))], groups, sampling)
         self.made.model.train(training)
         flat = [response for own in sampled for response in own]
         return None, [r.ids for r in flat], [[[p] for p in r.logprobs or []] for r in flat], None

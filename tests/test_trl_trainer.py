@@ -216,7 +216,7 @@ def test_the_score_differentiates_what_the_trainer_optimises(tmp_path: Path, los
     prompt = inputs["prompt_ids"][0][inputs["prompt_mask"][0].bool()].numpy()
     group = Group("g", prompt, rollouts)
     assert made.curriculum is not None
-    gradient = Exact(made._policy(), made.curriculum.plan.objective, 4096, True).gradient(group)
+    gradient = Exact(made.policy(), made.curriculum.plan.objective, 4096, True).gradient(group)
     ours = torch.cat([g.reshape(-1) for g in gradient]).double()
     assert torch.dot(ours, theirs) / ours.norm() / theirs.norm() == pytest.approx(-1, abs=1e-5)
 
@@ -328,7 +328,7 @@ def test_lora(tmp_path: Path) -> None:
         )
         found = last_complete(tmp_path / "lora")
         made.train(resume_from_checkpoint=None if found is None else str(tmp_path / "lora" / "checkpoint-2"))
-    names = made._policy().names
+    names = made.policy().names
     assert names
     assert all("lora" in name for name in names)
     ids = torch.arange(3, 11)[None]
@@ -403,6 +403,7 @@ def test_fewer_chosen_than_a_batch_takes_come_twice(tmp_path: Path) -> None:
     assert made.state.global_step == 2
 
 
+@pytest.mark.filterwarnings("ignore:.*half-written or damaged")
 def test_half_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
     made = trainer(tmp_path, max_steps=4)
     made.train()
@@ -540,3 +541,110 @@ def test_gradients_do_not_depend_on_scoring_in_between(tmp_path: Path) -> None:
         ends.append(torch.cat([p.detach().reshape(-1) for p in made.model.parameters()]))
     start = torch.cat([p.detach().reshape(-1) for p in trainer(tmp_path / "start").model.parameters()])
     assert (ends[0] - ends[1]).norm() < 0.02 * (ends[0] - start).norm()
+
+
+@pytest.mark.usefixtures("watched")
+@pytest.mark.parametrize(("accumulate", "generate", "iterations"), [(2, 2, 1), (1, 2, 1), (1, 1, 2)])
+def test_rounds_hold_whatever_the_batches_are_cut_into(
+    tmp_path: Path, accumulate: int, generate: int, iterations: int
+) -> None:
+    arguments: dict[str, Any] = {
+        "gradient_accumulation_steps": accumulate, "steps_per_generation": generate, "num_iterations": iterations,
+        "per_device_train_batch_size": 8, "max_steps": 8, "steps_per_round": 4, "chunk": 24,
+    }  # fmt: skip
+    made: Any = trainer(tmp_path, **arguments)
+    made.train()
+    for step, keys, _, _ in made.batches:
+        assert set(keys) <= set(made.curriculum.state.history[step // 4])
+    assert len(made.batches) == 8 * accumulate // (generate * iterations)
+
+
+@pytest.mark.usefixtures("watched")
+def test_a_checkpoint_within_a_generation_batch_costs_that_batch_alone(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"per_device_train_batch_size": 8, "steps_per_generation": 4, "steps_per_round": 4}
+    arguments |= {"max_steps": 8, "save_strategy": "steps", "save_steps": 2}
+    with pytest.warns(GradAlignWarning, match="does not end with a generation batch"):
+        trainer(tmp_path, **arguments).train()
+    with pytest.warns(GradAlignWarning, match="does not end with a generation batch"):
+        made: Any = trainer(tmp_path, **arguments)
+    made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert [step for step, *_ in made.batches] == [2, 4]  # the torn one is sampled anew, the next comes in its place
+    assert set(made.batches[1][1]) <= set(made.curriculum.state.history[1])
+
+
+@pytest.mark.usefixtures("watched")
+def test_training_twice_begins_anew(tmp_path: Path) -> None:
+    made: Any = trainer(
+        tmp_path, per_device_train_batch_size=8, steps_per_generation=2, max_steps=3, save_strategy="no"
+    )
+    made.train()
+    first = [(step, keys) for step, keys, _, _ in made.batches]
+    made.batches.clear()
+    made.train()
+    assert [step for step, *_ in made.batches] == [step for step, _ in first]
+
+
+def test_another_reward_of_the_same_name_is_another_round(tmp_path: Path) -> None:
+    def first() -> Any:
+        def paid(completions: list[str], **_: Any) -> list[float]:
+            return [float(len(c) % 2) for c in completions]
+
+        return paid
+
+    def second() -> Any:
+        def paid(completions: list[str], **_: Any) -> list[float]:
+            return [-float(len(c) % 2) for c in completions]
+
+        return paid
+
+    trainer(tmp_path, first(), max_steps=2).train()
+    again = trainer(tmp_path, second(), max_steps=2)
+    with pytest.raises(GradAlignError, match=r"of another run \(differs in rewards\)"):
+        again.train(resume_from_checkpoint=True)
+    with pytest.warns(GradAlignWarning, match="is of an earlier run; this one starts anew"):
+        again.train()
+    groups = read_rollouts(tmp_path / "round-0000" / "candidates.parquet")
+    assert {r.reward for g in groups for r in g.rollouts} <= {0.0, -1.0}
+
+
+@pytest.mark.parametrize("damaged", ["candidates.parquet", "alignments.parquet", "metrics.json"])
+def test_a_damaged_round_is_done_again(tmp_path: Path, damaged: str) -> None:
+    whole = trainer(tmp_path / "whole", max_steps=4)
+    whole.train()
+    trainer(tmp_path / "own", max_steps=2).train()
+    (tmp_path / "own" / "round-0000" / damaged).write_bytes(b"{ not what it was")
+    made = trainer(tmp_path / "own", max_steps=4)
+    with pytest.warns(GradAlignWarning, match=f"{damaged}.*; the round is done again"):
+        made.train()
+    assert made.curriculum is not None
+    assert whole.curriculum is not None
+    assert made.curriculum.state.history[0] == whole.curriculum.state.history[0]
+
+
+@pytest.mark.parametrize("damaged", ["model.safetensors", "optimizer.pt", "gradalign.json"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damaged: str) -> None:
+    made = trainer(tmp_path, max_steps=4)
+    made.train()
+    path = tmp_path / "checkpoint-4" / damaged
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.warns(GradAlignWarning, match="checkpoint-4: is half-written or damaged, and passed over"):
+        assert last_complete(tmp_path) == tmp_path / "checkpoint-2"
+
+
+def test_keys_may_be_numbers_and_columns_dropped(tmp_path: Path) -> None:
+    policy = trainer(tmp_path / "off", strategy="off")
+    chosen, validation, _ = datasets()
+    numbered = chosen.remove_columns("key").add_column("key", list(range(48)))
+
+    def pay(completions: list[str], **_: Any) -> list[float]:
+        return [float(len(c) % 2) for c in completions]
+
+    args = GradAlignConfig(
+        str(tmp_path / "run"), max_steps=2, steps_per_round=2, chunk=16, per_device_train_batch_size=16,
+        num_generations=4, max_completion_length=8, use_cpu=True, report_to=[], remove_unused_columns=True,
+    )  # fmt: skip
+    made = GradAlignTrainer(policy.model, pay, args, numbered, validation_dataset=validation,
+                            processing_class=policy.processing_class)  # fmt: skip
+    made.train()
+    assert made.curriculum is not None
+    assert all(int(key) < 48 for key in made.curriculum.chosen)

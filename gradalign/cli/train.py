@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from gradalign.alignment.align import Progress
 from gradalign.cli.options import Count, ProblemOptions, RewardOptions
 from gradalign.config import Given, parse_further, resolved
 from gradalign.curriculum.folder import open_run
@@ -35,16 +35,16 @@ class TrainOptions(RewardOptions, ProblemOptions):
     """LoRA adapter to go on training, folder or hub id."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     """Type of the weights; bf16 (an option of TRL) computes in bfloat16 on float32 weights."""
-    pool: str
+    pool: Annotated[str, Field(min_length=1)]
     """What to choose from: a .jsonl or .parquet file, or embedded:NAME?size=256&seed=0."""
-    validation: str | None = None
+    validation: Annotated[str, Field(min_length=1)] | None = None
     """The small trusted set whose gradient is followed; never trained on (strategies that follow none need none)."""
-    test: str | None = None
+    test: Annotated[str, Field(min_length=1)] | None = None
     """Held-out problems to evaluate on after every round; neither trained on nor the validation set."""
     out: Path
     """Run folder to write; the same command goes on in it where it was interrupted."""
     stop: tuple[str, ...] = ()
-    """Texts of one token each that end a response, as the end-of-sequence token does; \n is a line break."""
+    """Texts of one token each that end a response, as the end-of-sequence token does; \\n is a line break."""
     allow_overlap: bool = False
     """Leave validation and test problems out of the pool instead of refusing it."""
     lora_r: Count | None = None
@@ -76,8 +76,6 @@ def run(arguments: Sequence[str]) -> None:
     }
     facts = resolved("train", options, **known)
     facts["options"] |= {name: given.value for name, given in further.items()}
-    if os.environ.get("RANK", "0") == "0":
-        open_run(options.out, facts)
     lora = None
     if options.lora_r is not None:
         lora = {
@@ -85,7 +83,24 @@ def run(arguments: Sequence[str]) -> None:
             "target_modules": _modules(options.lora_target_modules), "task_type": "CAUSAL_LM",
         }  # fmt: skip
     with progress_bars() as progress:
-        job.run(lora, progress, show)
+        trainer = _made(job, lora, progress, options)
+        if trainer.accelerator.is_main_process:
+            open_run(options.out, facts)
+        job.train(trainer, show)
+
+
+def _made(job: TrainJob, lora: dict[str, Any] | None, progress: Progress, options: TrainOptions) -> Any:
+    """The trainer; what it says of its data sets is said of the files."""
+    try:
+        return job.make(lora, progress)
+    except GradAlignError as error:
+        said = str(error)
+        for name, spec in (
+            ("train_dataset", options.pool),
+            ("validation_dataset", options.validation or "--validation"),
+        ):
+            said = said.replace(name, spec)
+        raise GradAlignError(said) from error
 
 
 def _read(options: TrainOptions, name: str) -> list[Problem]:

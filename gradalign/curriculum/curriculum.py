@@ -17,20 +17,18 @@ from typing import Any
 from gradalign.alignment.align import Progress, silent
 from gradalign.alignment.direction import Direction, NoGradientError
 from gradalign.alignment.record import Alignment
-from gradalign.alignment.table import read_alignments
 from gradalign.curriculum.chunks import Chunks
+from gradalign.curriculum.files import open_round, read_round
 from gradalign.curriculum.folder import round_folder
 from gradalign.curriculum.numbers import counted, spent, summary
 from gradalign.curriculum.round import RoundPlan, run_round, write_choice
 from gradalign.curriculum.state import DIRECTION, State, load_direction, save_direction
 from gradalign.errors import GradAlignError
-from gradalign.files import read_json, write_json
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
 from gradalign.problems.schema import Problem, fingerprint, uniform_hash
 from gradalign.processes import ALONE, Processes
 from gradalign.rollouts.sampler import Sampler
-from gradalign.rollouts.table import read_rollouts
 
 
 class Curriculum:
@@ -193,18 +191,19 @@ class Curriculum:
     ) -> tuple[list[Alignment], dict[str, Any]]:
         """The round's alignments and its ``metrics.json``."""
         identity = self.identity(number, policy, chunk, samplers)
-        if self.open(folder, identity, [DIRECTION] if self.average else []):
-            alignments, facts = read_alignments(folder / "alignments.parquet"), read_json(folder / "metrics.json")
-            table = folder / "candidates.parquet"
-            groups = read_rollouts(table, on_bad_row="mark") if table.exists() else []
-            if self.average:
+        needed = [DIRECTION] if self.average else []
+        found = None
+        if open_round(folder, identity, needed, self.processes):
+            found = read_round(folder, self.processes)
+            if found is not None and self.average:
                 self.followed = load_direction(folder, policy)
-        else:
+        if found is None:
             result = run_round(
                 policy, chunk, self.validation, samplers, self.plan, folder, progress, self.processes,
                 lambda direction: self.follow(direction, policy, folder) if self.average else direction,
             )  # fmt: skip
-            alignments, facts, groups = result.alignments, result.metrics(), result.groups
+            found = result.alignments, result.metrics(), result.groups
+        alignments, facts, groups = found
         if self.processes.first:
             write_choice(folder, chunk, alignments, ["trl"])
         chosen = {a.key for a in alignments if a.selected}
@@ -230,22 +229,6 @@ class Curriculum:
                 "average": self.average,
             },
         }
-
-    def open(self, folder: Path, identity: dict[str, Any], needed: Sequence[str] = ()) -> bool:
-        """Make ``folder`` a round's; whether that very round is complete in it. What another left there goes."""
-
-        def work() -> bool:
-            if not self.processes.first:
-                return False
-            marker = folder / "round.json"
-            if marker.exists() and read_json(marker) == identity:
-                return all((folder / name).exists() for name in ("metrics.json", *needed))
-            for path in folder.iterdir() if folder.exists() else []:
-                path.unlink()
-            write_json(marker, identity)
-            return False
-
-        return self.processes.together(work)[0]
 
     def follow(self, direction: Direction, policy: Policy, folder: Path) -> Direction:
         """The direction to follow from a round's own; kept in ``folder`` and for the next round."""

@@ -15,6 +15,7 @@ from gradalign.alignment.directional import Step
 from gradalign.alignment.record import Alignment
 from gradalign.alignment.table import write_alignments
 from gradalign.curriculum.curriculum import Curriculum
+from gradalign.curriculum.files import open_round
 from gradalign.curriculum.folder import round_folder
 from gradalign.curriculum.numbers import spent, summary
 from gradalign.curriculum.round import find_direction
@@ -38,7 +39,7 @@ class BatchFilter(Curriculum):
         self.state.step = None
         facts: dict[str, Any] = {"rollouts": 0, "direction": None, "seconds": {}, "step": None}
         if self.plan.strategy.needs_engine:
-            if self.open(folder, self.identity(number, policy, [], samplers), [DIRECTION]):
+            if open_round(folder, self.identity(number, policy, [], samplers), [DIRECTION], self.processes):
                 facts = read_json(folder / "metrics.json")
                 self.followed = load_direction(folder, policy)
             else:

@@ -59,7 +59,7 @@ def _differences(saved: Any, config: dict[str, Any]) -> list[str]:
 
 def _unstarted(folder: Path) -> bool:
     """Whether the run in ``folder`` has finished nothing yet: no file but its configuration and empty leftovers."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path != folder / CONFIG]
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in (CONFIG, "round.json")]
     return all(path.suffix == ".part" and path.read_bytes().count(b"\n") <= 1 for path in files)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,23 @@ from gradalign.trainers.trl.checkpoints import is_complete, last_complete
 
 if TYPE_CHECKING:
     from gradalign.trainers.trl.trainer import GradAlignTrainer
+
+
+def record(trainer: GradAlignTrainer, numbers: dict[str, float], seconds: float) -> None:
+    """Put numbers of choosing, which took ``seconds``, among the metrics that the trainer logs next."""
+    assert trainer.curriculum is not None
+    trainer.chosen_in += seconds
+    spent = numbers.get("seconds", numbers.get("validation_seconds", seconds))
+    known = numbers | {
+        "overhead_seconds": max(0.0, seconds - spent),
+        "time_share": trainer.chosen_in / max(time.perf_counter() - trainer.started, 1e-9),
+        "round": float(trainer.curriculum.state.round),
+    }
+    for name, value in known.items():
+        logged = trainer._metrics["train"][f"gradalign/{name}"]
+        if name in ("round", "time_share", "rollouts_total"):  # TRL averages between two logs; here the last counts
+            logged.clear()
+        logged.append(value)
 
 
 class Rounds(TrainerCallback):

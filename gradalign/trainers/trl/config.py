@@ -51,13 +51,14 @@ class GradAlignConfig(GRPOConfig):
         "Round mode: problems looked at in a round (default: 8 times those it trains on; at most the pool)."
     )
     top: int | None = _help(
-        "Round mode: problems chosen from the chunk (default: as many as the round has places, each trained on once)."
+        "Round mode: problems chosen from the chunk (default: as many as the round has places, each trained on once; "
+        "for strategy static, an eighth of the pool)."
     )
     fraction: float | None = _help("Round mode: choose this share of the chunk instead.")
     threshold: float | None = _help(
         "Round mode: choose all with at least this score instead, in the strategy's own units."
     )
-    oversample: int = _help("Batch mode: problems sampled for each problem that is trained on.", 4)
+    oversample: int = _help("Batch mode: problems sampled for each problem that is trained on, at most the pool.", 4)
     rollouts: int | None = _help("Round mode: responses sampled to score a problem (default: num_generations).")
     validation_rollouts: int | None = _help(
         "Responses sampled for each validation problem, every round (default: as many as for the others)."

@@ -36,13 +36,15 @@ def further_options() -> dict[str, Mapping[str, Any]]:
             names = ("type", "nargs", "const", "choices")
             settings = {name: getattr(action, name) for name in names if getattr(action, name) is not None}
             help_text = " ".join(str(action.help or "").split())
+            own = action.dest in GradAlignConfig.__annotations__
             if action.default is not None:
                 help_text += f" (default: {action.default})"
             found[action.dest] = settings | {
                 "help": help_text.replace("%", "%%"),
-                "metavar": action.dest.rsplit("_", 1)[-1].upper(),
+                "metavar": "VALUE",
+                "group": "choosing" if own else "TRL (trl.GRPOConfig, transformers.TrainingArguments)",
             }
-    return found
+    return dict(sorted(found.items(), key=lambda item: item[1]["group"] != "choosing"))
 
 
 @dataclass
@@ -84,21 +86,35 @@ class TrainJob:
         Raises:
             GradAlignError: what TRL or this package refuses.
         """
-        trainer = self._trainer(lora, progress)
+        trainer = self.make(lora, progress)
+        self.train(trainer, tell)
+        return trainer
+
+    def train(self, trainer: GradAlignTrainer, tell: Callable[[str], None]) -> None:
+        """`run` with a trainer that `make` gave."""
         for chatty in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(chatty)
         if trainer.accelerator.is_main_process:
             trainer.add_callback(Lines(tell))
         out = Path(self.args.output_dir or ".")
         found = last_complete(out)
-        if found is not None and trainer.accelerator.is_main_process:
-            tell(f"going on from {found}")
-        trainer.train(resume_from_checkpoint=None if found is None else str(found))
+        speak = tell if trainer.accelerator.is_main_process else lambda line: None
+        if found is not None:
+            speak(f"going on from {found}")
+        try:
+            trainer.train(resume_from_checkpoint=None if found is None else str(found))
+        except (TypeError, ValueError) as error:
+            if trainer.curriculum is None or trainer.begun:
+                raise
+            raise GradAlignError(f"training cannot begin: {' '.join(str(error).split())}") from error
         export(trainer, out / MODEL)
-        return trainer
+        best = trainer.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        which = f"as of {best}, the best on the test set" if best else f"as of step {trainer.state.global_step}"
+        merged = ", its adapter merged" if hasattr(trainer.model, "peft_config") else ""
+        speak(f"wrote {out / MODEL}: the policy {which}{merged}")
 
-    def _trainer(self, lora: dict[str, Any] | None, progress: Progress) -> GradAlignTrainer:
-        """The trainer.
+    def make(self, lora: dict[str, Any] | None = None, progress: Progress = silent) -> GradAlignTrainer:
+        """The trainer of `run`.
 
         Raises:
             GradAlignError: what it refuses, TRL's reasons included.
@@ -169,8 +185,13 @@ class Lines(TrainerCallback):
         if known.get("rollouts_total"):
             parts.append(f"{known['rollouts_total']:,.0f} rollouts for choosing")
         parts.append(f"training reward {sum(self.rewards) / len(self.rewards):.3f}")
-        self.tell(f"round {math.ceil(state.epoch or 0) - 1}: {', '.join(parts)}")
+        self.tell(f"{self._name(args, state)}: {', '.join(parts)}")
         self.known, self.rewards = {}, []
+
+    def _name(self, args: Any, state: TrainerState) -> str:
+        if args.choosing:
+            return f"round {(state.global_step - 1) // args.steps_per_round}"
+        return f"epoch {math.ceil(state.epoch or 0) - 1}"
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any

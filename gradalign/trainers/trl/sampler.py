@@ -99,7 +99,14 @@ class TrainerSampler:
         """
         if not problems:
             return []
-        ids = self.trainer._tokenize_prompts([self.rows(problem.key)["prompt"] for problem in problems])[0]
+        texts = [self.rows(problem.key)["prompt"] for problem in problems]
+        templates = self.trainer.chat_template, self.trainer._tokenizer.chat_template
+        if is_conversational({"prompt": texts[0]}) and not any(templates):
+            raise GradAlignError(
+                f"problem {problems[0].key!r}: its prompt is a list of messages, and the policy's tokenizer has no "
+                "chat template; write prompts as plain text, or take an instruction-tuned model"
+            )
+        ids = self.trainer._tokenize_prompts(texts)[0]
         prompts = [np.array(own, np.int64) for own in ids]
         longest, new = self.policy.max_length, self.sampling.max_new_tokens
         for problem, prompt in zip(problems, prompts, strict=True):
@@ -128,6 +135,11 @@ class TrainerSampler:
         weights = self.trainer.reward_weights.double().cpu().numpy()
         given = ~np.isnan(rewards)
         totals = np.where(given.any(1), (np.where(given, rewards, 0.0) * weights).sum(1), np.nan)
+        if np.isnan(totals).all():
+            raise GradAlignError(
+                f"rewards: {', '.join(self.trainer.reward_func_names)} returned None for all of {len(rows)} responses "
+                f"(first problem: {problems[0].key!r}); return a number for each"
+            )
         groups = []
         for number, (problem, prompt) in enumerate(zip(problems, prompts, strict=True)):
             first = number * count
@@ -185,11 +197,13 @@ class TrainerSampler:
             except Exception as error:
                 said = next(iter(str(error).splitlines()), "")
                 raise GradAlignError(
-                    f"reward {name!r}: raised {type(error).__name__}: {said}; mend it and go on with the same command: "
-                    "what was finished is kept"
+                    f"reward {name!r}: raised {type(error).__name__}: {said}; mend it and start again: finished "
+                    "rollouts and checkpoints are kept"
                 ) from error
             if len(values) != len(rows):
-                raise GradAlignError(f"reward {name!r}: returned {len(values)} values for {len(rows)} responses")
+                raise GradAlignError(
+                    f"reward {name!r}: returned {len(values)} values for {len(rows)} responses; return one for each"
+                )
             rewards[:, number] = [np.nan if value is None else float(value) for value in values]
         return rewards
 

@@ -13,10 +13,10 @@ from datasets import Dataset
 from gradalign.curriculum.curriculum import Curriculum
 from gradalign.curriculum.filter import BatchFilter
 from gradalign.curriculum.round import RoundPlan
-from gradalign.errors import GradAlignError
-from gradalign.problems.schema import fingerprint
+from gradalign.errors import GradAlignError, warn
+from gradalign.problems.schema import fingerprint, normalised
 from gradalign.processes import Processes
-from gradalign.selection import STRATEGIES, find_strategy
+from gradalign.selection import STRATEGIES, Size, find_strategy
 from gradalign.trainers.trl.config import GradAlignConfig
 from gradalign.trainers.trl.dataset import Problems
 
@@ -67,6 +67,15 @@ def find_validation(args: GradAlignConfig, pool: Problems, dataset: Dataset | No
     return validation
 
 
+def warn_of_contamination(pool: Problems, test: Any) -> None:
+    """Warn where problems that may be trained on are also tested on."""
+    held = {normalised(prompt) for prompt in pool.dataset["prompt"]}
+    for other in test.values() if isinstance(test, dict) else [test]:
+        shared = sum(normalised(prompt) in held for prompt in other["prompt"]) if isinstance(other, Dataset) else 0
+        if shared:
+            warn(f"eval_dataset: {shared} of its problems are in train_dataset; what it says of them is of no use")
+
+
 def make_curriculum(
     args: GradAlignConfig, pool: Problems, validation: Problems | None, run: dict[str, Any]
 ) -> Curriculum:
@@ -82,8 +91,11 @@ def make_curriculum(
             f"train_dataset: has {len(pool)} problems, and one generation batch needs {args.batch_prompts} "
             "(generation_batch_size / num_generations); give more problems, or lower the batch"
         )
+    size = args.size
+    if strategy.once and not Size(args.top, args.fraction, args.threshold).given:  # it has to last for all rounds
+        size = Size(top=max(args.round_prompts, len(pool) // 8))
     plan = RoundPlan(
-        strategy, args.size, args.objective, engine, args.contributions, args.unit, args.batch_tokens, args.seed
+        strategy, size, args.objective, engine, args.contributions, args.unit, args.batch_tokens, args.seed
     )
     identity = run | {
         "mode": args.mode, "steps_per_round": args.steps_per_round, "candidates": args.candidates, "engine": engine,

@@ -24,18 +24,24 @@ from trl.trainer.utils import RepeatSampler
 from gradalign.alignment.align import Progress, silent
 from gradalign.curriculum.curriculum import Curriculum
 from gradalign.curriculum.filter import BatchFilter
-from gradalign.curriculum.state import STATE, State
+from gradalign.curriculum.state import State
 from gradalign.errors import GradAlignError, warn
 from gradalign.policy.group import Group, Rollout
 from gradalign.policy.load import Policy, cover
 from gradalign.problems.schema import uniform_hash
-from gradalign.trainers.trl.callbacks import FiniteGradients, Rounds
-from gradalign.trainers.trl.checkpoints import last_complete, require_complete
+from gradalign.trainers.trl.callbacks import FiniteGradients, Rounds, record
+from gradalign.trainers.trl.checkpoints import restore
 from gradalign.trainers.trl.config import GradAlignConfig
 from gradalign.trainers.trl.dataset import Problems
 from gradalign.trainers.trl.order import Places, Resumable
 from gradalign.trainers.trl.sampler import TrainerSampler, reward_identity
-from gradalign.trainers.trl.setup import find_validation, make_curriculum, refuse_unknown, with_length
+from gradalign.trainers.trl.setup import (
+    find_validation,
+    make_curriculum,
+    refuse_unknown,
+    warn_of_contamination,
+    with_length,
+)
 
 
 class GradAlignTrainer(GRPOTrainer):
@@ -80,19 +86,20 @@ class GradAlignTrainer(GRPOTrainer):
         self.curriculum: Curriculum | None = None
         self.progress = progress
         self._handed: list[Rollout] | None = None  # this process's rollouts of the batch at hand, where they exist
-        self._chosen_in = self._started = 0.0  # seconds spent choosing; when training began
-        self._begun = False  # whether a round was begun since
+        self.chosen_in = self.started = 0.0  # seconds spent choosing; when training began
+        self.begun = False  # whether a round was begun since
         if args.choosing:
             self.pool = Problems(train_dataset, "train_dataset")
             self.validation = find_validation(args, self.pool, validation_dataset, eval_dataset)
+            warn_of_contamination(self.pool, eval_dataset)
             train_dataset, args = self.pool.dataset, with_length(args, len(self.pool))
             refuse_unknown(train_dataset, others)
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, **others)
         self.add_callback(FiniteGradients(self))
-        policy = self._policy()
+        policy = self.policy()
         rewards = [reward_identity(function) for function in self.reward_funcs]
         identity = {"strategy": args.strategy, "seed": args.seed, "model": policy.fingerprint, "rewards": rewards}
-        self._run = State(identity)
+        self.run_state = State(identity)
         if args.choosing:
             self.curriculum = make_curriculum(args, self.pool, self.validation, identity)
             self.add_callback(Rounds(self))
@@ -107,24 +114,14 @@ class GradAlignTrainer(GRPOTrainer):
         Raises:
             GradAlignError: the checkpoint is another run's or incomplete, or there is none.
         """
-        self._started, self._chosen_in, self._begun = time.perf_counter(), 0.0, False
-        if resume_from_checkpoint is True:
-            found = last_complete(Path(self.args.output_dir or "."))
-            if found is None:
-                raise GradAlignError(f"{self.args.output_dir}: holds no complete checkpoint; train without resuming")
-            resume_from_checkpoint = str(found)
-        if self.curriculum is not None:
-            self.curriculum.restart()
-        if resume_from_checkpoint:
-            checkpoint = Path(resume_from_checkpoint)
-            require_complete(checkpoint, self.curriculum is not None)
-            if self.curriculum is not None:
-                self.curriculum.load(checkpoint, self._policy())
-            elif (checkpoint / STATE).exists():
-                self._run.load(checkpoint)
-        elif found := last_complete(Path(self.args.output_dir or ".")):
-            warn(f"{found}: is of an earlier run; this one starts anew, and resuming later would take the last of both")
-        return super().train(resume_from_checkpoint, *others, **named)
+        self.started, self.chosen_in, self.begun = time.perf_counter(), 0.0, False
+        resume_from_checkpoint = restore(self, resume_from_checkpoint)
+        at_start = self.args.eval_on_start
+        self.args.eval_on_start = at_start and not resume_from_checkpoint
+        try:
+            return super().train(resume_from_checkpoint, *others, **named)
+        finally:
+            self.args.eval_on_start = at_start
 
     @property
     def places(self) -> list[int]:
@@ -140,7 +137,7 @@ class GradAlignTrainer(GRPOTrainer):
         """Choose, unless the checkpoint that training goes on from is of the middle of a round."""
         assert self.curriculum is not None
         number, within = divmod(self.state.global_step, self.args.steps_per_round)
-        begun, self._begun = self._begun, True
+        begun, self.begun = self.begun, True
         if within and begun:
             raise GradAlignError(
                 f"step {self.state.global_step}: an epoch ended within a round of {self.args.steps_per_round} steps; "
@@ -156,26 +153,12 @@ class GradAlignTrainer(GRPOTrainer):
             if self.accelerator.is_main_process:
                 warn(f"training stops before round {number}: {self.curriculum.ended}")
             return
-        self._log(numbers, time.perf_counter() - start)
+        record(self, numbers, time.perf_counter() - start)
         count, needed = len(self.curriculum.chosen), self.args.batch_prompts
         if self.args.mode == "round" and count < needed and self.accelerator.is_main_process:
             warn(
                 f"round {number}: {count} problems chosen, fewer than the {needed} of one generation batch: some repeat"
             )
-
-    def _log(self, numbers: dict[str, float], seconds: float) -> None:
-        assert self.curriculum is not None
-        self._chosen_in += seconds
-        known = numbers | {
-            "overhead_seconds": max(0.0, seconds - numbers.get("seconds", numbers.get("validation_seconds", seconds))),
-            "time_share": self._chosen_in / max(time.perf_counter() - self._started, 1e-9),
-            "round": float(self.curriculum.state.round),
-        }
-        for name, value in known.items():
-            logged = self._metrics["train"][f"gradalign/{name}"]
-            if name in ("round", "time_share", "rollouts_total"):  # TRL averages between two logs; here the last counts
-                logged.clear()
-            logged.append(value)
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
         if self.curriculum is not None:
@@ -253,10 +236,15 @@ class GradAlignTrainer(GRPOTrainer):
         with self._still() as policy:
             sampler = self._sampler(policy, self.pool, self.num_generations, "batch", number, f"step {number}")
             groups, numbers = self.curriculum.filter(number, self.args.batch_prompts, policy, sampler)
-        self._log(numbers, time.perf_counter() - start)
+        record(self, numbers, time.perf_counter() - start)
         first = self.accelerator.process_index * count
         rows = [self.pool.row(groups[i // self.num_generations].key) for i in range(first, first + count)]
         return self._share([(group, 0) for group in groups], count), rows
+
+    def create_model_card(self, *others: Any, **named: Any) -> None:
+        """As in TRL, where the model goes to the hub; a card in a local run's folder would have nothing to say."""
+        if self.args.push_to_hub:
+            super().create_model_card(*others, **named)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if self.args.should_save:  # before older checkpoints make room for this one
@@ -264,9 +252,9 @@ class GradAlignTrainer(GRPOTrainer):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)  # written last; until then this is no checkpoint
             if self.curriculum is None:
-                self._run.save(folder)
+                self.run_state.save(folder)
             else:
-                self.curriculum.save(folder, self._policy())
+                self.curriculum.save(folder, self.policy())
         super()._save_checkpoint(model, trial)
 
     def _samplers(self, policy: Policy, number: int) -> tuple[TrainerSampler, TrainerSampler]:
@@ -285,7 +273,7 @@ class GradAlignTrainer(GRPOTrainer):
         seed = int(uniform_hash(purpose, self.args.seed, number) * 2**31)
         return TrainerSampler(self, policy, problems.row, rollouts, self.args.batch_rollouts, seed, tag)
 
-    def _policy(self) -> Policy:
+    def policy(self) -> Policy:
         """The model as it is now, for scoring: unwrapped, so that no collective waits for uneven work."""
         policy = cover(self.accelerator.unwrap_model(self.model), str(self.model.config._name_or_path))
         policy.given_tokenizer = self._tokenizer
@@ -300,7 +288,7 @@ class GradAlignTrainer(GRPOTrainer):
             parameter.grad = None
         self.model.eval()
         try:
-            yield self._policy()
+            yield self.policy()
         finally:
             self.model.train(training)
             for parameter, gradient in gradients:
