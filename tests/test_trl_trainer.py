@@ -637,7 +637,7 @@ def test_keys_may_be_numbers_and_columns_dropped(tmp_path: Path) -> None:
     numbered = chosen.remove_columns("key").add_column("key", list(range(48)))
 
     def pay(completions: list[str], **_: Any) -> list[float]:
-        return [float(len(c) % 2) for c in completions]
+        return [float(sum(map(ord, c)) % 2) for c in completions]
 
     args = GradAlignConfig(
         str(tmp_path / "run"), max_steps=2, steps_per_round=2, chunk=16, per_device_train_batch_size=16,
