@@ -12,6 +12,7 @@ rows = Dataset.from_list([trl_row(problem) for problem in make_pool("mixed", siz
 args = GradAlignConfig(
     "runs/train_in_python", max_steps=16, learning_rate=5e-5, per_device_train_batch_size=128, num_generations=16,
     max_completion_length=16, logging_steps=4, report_to="none", use_cpu=True, disable_tqdm=True, save_total_limit=1,
+    per_device_eval_batch_size=512,
     strategy="gradalign", steps_per_round=4, chunk=128, top=32,
 )  # fmt: skip
 trainer = GradAlignTrainer(
