@@ -250,6 +250,7 @@ def test_the_readmes_reward_pays_texts_and_chats(tmp_path: Path) -> None:
 
 def test_a_terminal_without_the_characters_still_gets_the_tables(tmp_path: Path) -> None:
     small = ["--problems", "24", "--validation", "24", "-n", "8", "--validation-rollouts", "8", "--out", tmp_path / "d"]
+    small += ["--rounds", "0"]
     done = spawn("demo", *small, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0, done.stderr
     assert "accgreedy" in done.stdout
@@ -270,12 +271,14 @@ def test_a_closed_pipe_and_a_full_device_are_no_traceback(tmp_path: Path) -> Non
 
 def test_demo(tmp_path: Path) -> None:
     small = ["--problems", "48", "--validation", "32", "-n", "8", "--validation-rollouts", "8", "--out", tmp_path / "d"]
-    done = spawn("demo", *small)
+    done = spawn("demo", *small, "--test", "16", "--rounds", "2", "--steps-per-round", "1")
     assert done.returncode == 0, done.stderr
     for words in ("paid by a fair coin", "share of corrupted problems", "gradalign", "tscore", "accgreedy", "random",
-                  "chosen.jsonl"):  # fmt: skip
+                  "chosen.jsonl", "round 1: step 2", "test after step 2", "rollouts to choose"):  # fmt: skip
         assert words in done.stdout, words
     assert len(choice(tmp_path / "d")) == 6
+    for strategy in ("gradalign", "corr", "random"):
+        assert (tmp_path / "d" / f"train-{strategy}" / "model" / "model.safetensors").exists()
 
 
 def test_a_tables_numbers_survive_reading(gradalign: Run, select: list[Any], tmp_path: Path) -> None:
