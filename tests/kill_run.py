@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,12 @@ def die_at(point: str, call: int, after: bool) -> None:
     setattr(holder, name, dying)
 
 
+def doomed(point: str, call: int, after: bool, options: dict[str, Any]) -> None:
+    """Train until the point is reached."""
+    die_at(point, call, after)
+    train(options)
+
+
 def forked(work: Callable[[], Any], log: Path) -> int:
     """Run ``work`` in a process of its own; gives its exit status, -9 when it was killed."""
     pid = os.fork()
@@ -104,13 +110,9 @@ def run(out: Path, kills: list[tuple[str, int, bool]], options: dict[str, Any]) 
     for number, (point, call, after) in enumerate(kills):
         folder = out / f"kill-{number:02d}"
 
-        def doomed(point: str = point, call: int = call, after: bool = after, folder: Path = folder) -> None:
-            die_at(point, call, after)
-            train({"out": str(folder), **options})
-
-        killed = forked(doomed, log)
+        killed = forked(partial(doomed, point, call, after, {"out": str(folder), **options}), log)
         before = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("round-*/metrics.json")}
-        status = forked(lambda folder=folder: train({"out": str(folder), **options}), log)  # type: ignore[misc]
+        status = forked(partial(train, {"out": str(folder), **options}), log)
         if status != 0:
             raise RuntimeError(f"after a kill at {point} {call}: ended with {status}:\n{log.read_text()[-3000:]}")
         kept = all((folder / name / "metrics.json").stat().st_mtime_ns == time for name, time in before.items())

@@ -10,40 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import TrainerCallback
 
 from gradalign.alignment.exact import Exact
 from gradalign.alignment.table import read_alignments
-from gradalign.errors import GradAlignError, GradAlignWarning
+from gradalign.errors import GradAlignWarning
 from gradalign.policy.group import Group, Rollout
 from gradalign.rewards.countdown import countdown
 from gradalign.rollouts.table import read_rollouts
-from gradalign.trainers.trl import GradAlignConfig, GradAlignTrainer
-from gradalign.trainers.trl.checkpoints import last_complete
-from gradalign.trainers.trl.run import export
-from tests.trl_run import datasets, stock, trainer, weights
-
-
-def losses(made: Any) -> list[tuple[float, float, float]]:
-    return [(h["loss"], h["reward"], h["grad_norm"]) for h in made.state.log_history if "loss" in h]
-
-
-def logged(made: Any, name: str) -> list[float]:
-    return [h[f"gradalign/{name}"] for h in made.state.log_history if f"gradalign/{name}" in h]
-
-
-class Watched(GradAlignTrainer):
-    """Notes what each generation batch is made of."""
-
-    batches: list[tuple[int, list[str], list[list[int]], torch.Tensor]]
-
-    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
-        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        if self.model.training:
-            row = self.state.global_step, [i["key"] for i in inputs], completion_ids_list, rewards
-            self.__dict__.setdefault("batches", []).append(row)
-        return rewards
+from tests.trl_run import Watched, datasets, logged, losses, stock, trainer, weights
 
 
 @pytest.fixture
@@ -59,15 +34,6 @@ def test_off_is_stock_trl_step_for_step(tmp_path: Path) -> None:
     assert losses(theirs) == losses(ours)
     assert len(losses(ours)) == 24
     assert weights(theirs.model) == weights(ours.model)
-
-
-def test_off_goes_on_in_a_later_epoch(tmp_path: Path) -> None:
-    whole = trainer(tmp_path / "a", strategy="off", num_train_epochs=3)
-    whole.train()
-    resumed = trainer(tmp_path / "a", strategy="off", num_train_epochs=3)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-12"))
-    assert losses(resumed) == losses(whole)
-    assert weights(resumed.model) == weights(whole.model)
 
 
 @pytest.mark.usefixtures("watched")
@@ -303,192 +269,11 @@ def test_several_rewards_are_summed_and_kept_apart(tmp_path: Path) -> None:
         assert np.isnan(rollout.rewards[1]) == (len(rollout.response or "") > 3)
 
 
-def test_the_best_checkpoint_is_exported_as_a_plain_folder(tmp_path: Path) -> None:
-    made = trainer(
-        tmp_path, max_steps=6, evaluate=True, load_best_model_at_end=True, metric_for_best_model="eval_reward",
-        greater_is_better=True,
-    )  # fmt: skip
-    made.train()
-    scores = {h["step"]: h["eval_reward"] for h in made.state.log_history if "eval_reward" in h}
-    assert sorted(scores) == [2, 4, 6]
-    assert made.state.best_metric == max(scores.values())
-    export(made, tmp_path / "model")
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    best = AutoModelForCausalLM.from_pretrained(str(made.state.best_model_checkpoint))
-    assert weights(loaded) == weights(best)
-
-
-def test_lora(tmp_path: Path) -> None:
-    from peft import LoraConfig
-
-    made: Any = None
-    for _ in range(2):  # the second goes on in the middle of the first's run
-        made = trainer(
-            tmp_path / "lora", max_steps=4, learning_rate=1e-3, lora=LoraConfig(r=4, target_modules="all-linear")
-        )
-        found = last_complete(tmp_path / "lora")
-        made.train(resume_from_checkpoint=None if found is None else str(tmp_path / "lora" / "checkpoint-2"))
-    names = made.policy().names
-    assert names
-    assert all("lora" in name for name in names)
-    ids = torch.arange(3, 11)[None]
-    with torch.no_grad():
-        adapted, base = made.model.eval()(ids).logits, trainer(tmp_path).model.eval()(ids).logits
-    assert (adapted - base).abs().max() > 1e-3
-    export(made, tmp_path / "model")
-    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(ids).logits, adapted, atol=1e-4, rtol=1e-4)
-
-
-def test_training_stops_when_the_direction_is_noise(tmp_path: Path) -> None:
-    def noise(completions: list[str], **_: Any) -> list[float]:
-        generator = np.random.default_rng(len(str(completions)))
-        return generator.integers(0, 2, len(completions)).astype(float).tolist()
-
-    made = trainer(tmp_path, noise, max_steps=40, noise_patience=3)
-    with pytest.warns(
-        GradAlignWarning, match=r"training stops before round \d+: the validation direction could not be told"
-    ):
-        made.train()
-    assert 4 <= made.state.global_step < 40
-    assert last_complete(tmp_path) == tmp_path / f"checkpoint-{made.state.global_step}"
-
-
-def test_training_stops_when_the_validation_set_is_solved(tmp_path: Path) -> None:
-    def solved(completions: list[str], trainer_state: Any, **_: Any) -> list[float]:
-        return [1.0 if trainer_state.global_step >= 4 else float(i % 2) for i in range(len(completions))]
-
-    made = trainer(tmp_path, solved, max_steps=40)
-    with pytest.warns(GradAlignWarning, match="training stops before round 2: validation: none of the 32 problems"):
-        made.train()
-    assert made.state.global_step == 4
-
-
-def test_a_gradient_that_is_not_finite_stops_before_the_weights(tmp_path: Path) -> None:
-    made: Any = trainer(tmp_path, max_steps=8)
-    compute = made._compute_loss
-    made._compute_loss = lambda model, inputs: compute(model, inputs) * (float("nan") if made._step == 5 else 1.0)
-    with pytest.raises(GradAlignError, match=r"step 6: the loss or its gradient is not finite.*checkpoint-4"):
-        made.train()
-    assert all(torch.isfinite(p).all() for p in made.model.parameters())
-    assert last_complete(tmp_path) == tmp_path / "checkpoint-4"
-
-
-def test_a_reward_that_dies_leaves_a_round_to_go_on_with(tmp_path: Path) -> None:
-    calls: list[int] = []
-
-    def mortal(completions: list[str], **columns: Any) -> list[float]:
-        calls.append(1)
-        if len(calls) == 5:
-            raise RuntimeError("the judge is down")
-        return countdown(completions, **columns)
-
-    with pytest.raises(GradAlignError, match="reward 'mortal': raised RuntimeError: the judge is down"):
-        trainer(tmp_path, mortal, max_steps=4, batch_rollouts=64).train()
-    assert (tmp_path / "round-0000" / "candidates.parquet.part").exists()
-    before = len(calls)
-    made = trainer(tmp_path, mortal, max_steps=4, batch_rollouts=64)
-    made.train()
-    whole = trainer(tmp_path / "whole", max_steps=4, batch_rollouts=64)
-    whole.train()
-    assert weights(made.model) == weights(whole.model)
-    assert len(calls) > before
-
-
 def test_fewer_chosen_than_a_batch_takes_come_twice(tmp_path: Path) -> None:
     made = trainer(tmp_path, max_steps=2, chunk=4, rollouts=2)
     with pytest.warns(GradAlignWarning, match="fewer than the 4 of one generation batch: some repeat"):
         made.train()
     assert made.state.global_step == 2
-
-
-@pytest.mark.filterwarnings("ignore:.*half-written or damaged")
-def test_half_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
-    made = trainer(tmp_path, max_steps=4)
-    made.train()
-    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text('{"epoch": 2.0, "glob')
-    assert last_complete(tmp_path) == tmp_path / "checkpoint-2"
-    resumed = trainer(tmp_path, max_steps=4)
-    with pytest.raises(GradAlignError, match="checkpoint-4: is no complete checkpoint"):
-        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    resumed.train(resume_from_checkpoint=True)
-    assert weights(resumed.model) == weights(made.model)
-
-
-@pytest.mark.parametrize(
-    ("changed", "differs"),
-    [
-        ({"strategy": "dot"}, "strategy"),
-        ({"seed": 7}, "seed"),
-        ({"chunk": 20}, "candidates"),
-        ({"pool": 40}, "train_dat"),
-    ],
-)
-def test_another_runs_checkpoint_is_refused(tmp_path: Path, changed: dict[str, Any], differs: str) -> None:
-    trainer(tmp_path, max_steps=2).train()
-    with pytest.raises(GradAlignError, match=rf"checkpoint-2: is of another run \(differs in {differs}"):
-        trainer(tmp_path, max_steps=4, **changed).train(resume_from_checkpoint=True)
-
-
-def test_bad_data_sets_are_told_in_one_line(tmp_path: Path) -> None:
-    policy = trainer(tmp_path, strategy="off")
-    chosen, validation, test = datasets()
-
-    def make(pool: Any = chosen, trusted: Any = validation, held_out: Any = None, **arguments: Any) -> None:
-        config: dict[str, Any] = {
-            "per_device_train_batch_size": 16,
-            "num_generations": 4,
-            "report_to": [],
-            "use_cpu": True,
-        }
-        GradAlignTrainer(policy.model, countdown, GradAlignConfig(str(tmp_path), **config | arguments), pool, held_out,
-                         validation_dataset=trusted, processing_class=policy.processing_class)  # fmt: skip
-
-    both = Dataset.from_list([*chosen, validation[3]])
-    with pytest.raises(GradAlignError, match="train_dataset: row 48 is also in validation_dataset"):
-        make(both)
-    with pytest.raises(GradAlignError, match="eval_dataset: row 16 is also in validation_dataset"):
-        make(held_out=Dataset.from_list([*test, validation[3]]))
-    with pytest.raises(GradAlignError, match="validation_dataset: is missing, and strategy 'gradalign' follows"):
-        make(trusted=None)
-    with pytest.raises(GradAlignError, match="rows 0 and 48 are the same problem"):
-        make(Dataset.from_list([*chosen, chosen[0]]))
-    with pytest.raises(GradAlignError, match="has no column 'prompt'"):
-        make(chosen.rename_column("prompt", "question"))
-    with pytest.raises(GradAlignError, match="train_dataset: is IterableDataset"):
-        make(chosen.to_iterable_dataset())
-    with pytest.raises(GradAlignError, match="has 3 problems, and one generation batch needs 4"):
-        make(chosen.select(range(3)))
-    with pytest.raises(GradAlignError, match="strategy 'tscore' needs t"):
-        make(strategy="tscore")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"strategy": "gradalgn"}, "strategy: unknown 'gradalgn'; did you mean 'gradalign'"),
-        ({"top": 2}, "top .2. is less than the 4 problems of one generation batch"),
-        ({"top": 4, "fraction": 0.5}, "top and fraction exclude each other"),
-        ({"rollouts": 1}, "rollouts is 1"),
-        ({"mode": "batch", "chunk": 9}, "chunk belongs to mode round"),
-        ({"loss_type": "vespo"}, "loss_type 'vespo' weighs rollouts"),
-        ({"steps_per_round": 1, "steps_per_generation": 2}, "must be a multiple of the 2 passes"),
-        ({"direction_average": 1.0}, "direction_average is 1.0"),
-        ({"engine": "exakt"}, "engine: unknown 'exakt'"),
-        ({"num_generations": 3}, "generation_batch_size .16. must be divisible by num_generations"),
-    ],
-)
-def test_bad_configurations_are_refused(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
-    known: dict[str, Any] = {"per_device_train_batch_size": 16, "num_generations": 4, "use_cpu": True}
-    with pytest.raises(ValueError, match=message):
-        GradAlignConfig(str(tmp_path), **known | arguments)
-
-
-def test_checkpoints_within_a_generation_batch_are_warned_of(tmp_path: Path) -> None:
-    with pytest.warns(GradAlignWarning, match="save_steps .3. does not end with a generation batch"):
-        GradAlignConfig(str(tmp_path), use_cpu=True, steps_per_round=4, steps_per_generation=2, save_steps=3,
-                        save_strategy="steps", per_device_train_batch_size=16, num_generations=4)  # fmt: skip
 
 
 @pytest.mark.usefixtures("watched")
@@ -557,94 +342,3 @@ def test_rounds_hold_whatever_the_batches_are_cut_into(
     for step, keys, _, _ in made.batches:
         assert set(keys) <= set(made.curriculum.state.history[step // 4])
     assert len(made.batches) == 8 * accumulate // (generate * iterations)
-
-
-@pytest.mark.usefixtures("watched")
-def test_a_checkpoint_within_a_generation_batch_costs_that_batch_alone(tmp_path: Path) -> None:
-    arguments: dict[str, Any] = {"per_device_train_batch_size": 8, "steps_per_generation": 4, "steps_per_round": 4}
-    arguments |= {"max_steps": 8, "save_strategy": "steps", "save_steps": 2}
-    with pytest.warns(GradAlignWarning, match="does not end with a generation batch"):
-        trainer(tmp_path, **arguments).train()
-    with pytest.warns(GradAlignWarning, match="does not end with a generation batch"):
-        made: Any = trainer(tmp_path, **arguments)
-    made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert [step for step, *_ in made.batches] == [2, 4]  # the torn one is sampled anew, the next comes in its place
-    assert set(made.batches[1][1]) <= set(made.curriculum.state.history[1])
-
-
-@pytest.mark.usefixtures("watched")
-def test_training_twice_begins_anew(tmp_path: Path) -> None:
-    made: Any = trainer(
-        tmp_path, per_device_train_batch_size=8, steps_per_generation=2, max_steps=3, save_strategy="no"
-    )
-    made.train()
-    first = [(step, keys) for step, keys, _, _ in made.batches]
-    made.batches.clear()
-    made.train()
-    assert [step for step, *_ in made.batches] == [step for step, _ in first]
-
-
-def test_another_reward_of_the_same_name_is_another_round(tmp_path: Path) -> None:
-    def first() -> Any:
-        def paid(completions: list[str], **_: Any) -> list[float]:
-            return [float(len(c) % 2) for c in completions]
-
-        return paid
-
-    def second() -> Any:
-        def paid(completions: list[str], **_: Any) -> list[float]:
-            return [-float(len(c) % 2) for c in completions]
-
-        return paid
-
-    trainer(tmp_path, first(), max_steps=2).train()
-    again = trainer(tmp_path, second(), max_steps=2)
-    with pytest.raises(GradAlignError, match=r"of another run \(differs in rewards\)"):
-        again.train(resume_from_checkpoint=True)
-    with pytest.warns(GradAlignWarning, match="is of an earlier run; this one starts anew"):
-        again.train()
-    groups = read_rollouts(tmp_path / "round-0000" / "candidates.parquet")
-    assert {r.reward for g in groups for r in g.rollouts} <= {0.0, -1.0}
-
-
-@pytest.mark.parametrize("damaged", ["candidates.parquet", "alignments.parquet", "metrics.json"])
-def test_a_damaged_round_is_done_again(tmp_path: Path, damaged: str) -> None:
-    whole = trainer(tmp_path / "whole", max_steps=4)
-    whole.train()
-    trainer(tmp_path / "own", max_steps=2).train()
-    (tmp_path / "own" / "round-0000" / damaged).write_bytes(b"{ not what it was")
-    made = trainer(tmp_path / "own", max_steps=4)
-    with pytest.warns(GradAlignWarning, match=f"{damaged}.*; the round is done again"):
-        made.train()
-    assert made.curriculum is not None
-    assert whole.curriculum is not None
-    assert made.curriculum.state.history[0] == whole.curriculum.state.history[0]
-
-
-@pytest.mark.parametrize("damaged", ["model.safetensors", "optimizer.pt", "gradalign.json"])
-def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damaged: str) -> None:
-    made = trainer(tmp_path, max_steps=4)
-    made.train()
-    path = tmp_path / "checkpoint-4" / damaged
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.warns(GradAlignWarning, match="checkpoint-4: is half-written or damaged, and passed over"):
-        assert last_complete(tmp_path) == tmp_path / "checkpoint-2"
-
-
-def test_keys_may_be_numbers_and_columns_dropped(tmp_path: Path) -> None:
-    policy = trainer(tmp_path / "off", strategy="off")
-    chosen, validation, _ = datasets()
-    numbered = chosen.remove_columns("key").add_column("key", list(range(48)))
-
-    def pay(completions: list[str], **_: Any) -> list[float]:
-        return [float(sum(map(ord, c)) % 2) for c in completions]
-
-    args = GradAlignConfig(
-        str(tmp_path / "run"), max_steps=2, steps_per_round=2, chunk=16, per_device_train_batch_size=16,
-        num_generations=4, max_completion_length=8, use_cpu=True, report_to=[], remove_unused_columns=True,
-    )  # fmt: skip
-    made = GradAlignTrainer(policy.model, pay, args, numbered, validation_dataset=validation,
-                            processing_class=policy.processing_class)  # fmt: skip
-    made.train()
-    assert made.curriculum is not None
-    assert all(int(key) < 48 for key in made.curriculum.chosen)

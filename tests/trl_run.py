@@ -69,6 +69,29 @@ def trainer(
     return made
 
 
+def losses(made: Any) -> list[tuple[float, float, float]]:
+    """Loss, reward and gradient norm of every step."""
+    return [(h["loss"], h["reward"], h["grad_norm"]) for h in made.state.log_history if "loss" in h]
+
+
+def logged(made: Any, name: str) -> list[float]:
+    """One of choosing's metrics, as often as it was logged."""
+    return [h[f"gradalign/{name}"] for h in made.state.log_history if f"gradalign/{name}" in h]
+
+
+class Watched(GradAlignTrainer):
+    """Notes what each generation batch is made of."""
+
+    batches: list[tuple[int, list[str], list[list[int]], torch.Tensor]]
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if self.model.training:
+            row = self.state.global_step, [i["key"] for i in inputs], completion_ids_list, rewards
+            self.__dict__.setdefault("batches", []).append(row)
+        return rewards
+
+
 def weights(model: Any) -> str:
     """A digest of every weight."""
     digest = hashlib.sha256()

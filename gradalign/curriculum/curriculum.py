@@ -67,6 +67,7 @@ class Curriculum:
         self.average = average
         self.patience = patience
         self.processes = processes
+        self.keys = keys
         self.index = {key: index for index, key in enumerate(keys)}
         self.chunks = Chunks(keys, None if plan.strategy.once else chunk, plan.seed)
         self.state = State(identity)
@@ -105,7 +106,7 @@ class Curriculum:
             Each place's group and the first of its ``count`` rollouts; nothing where one place has too few unused.
         """
         used, served = self.used.copy(), []
-        for key in (self.pool[place].key for place in places):
+        for key in (self.keys[place] for place in places):
             group, first = self.groups.get(key), used[key]
             if group is None or first + count > len(group.rollouts):
                 return []

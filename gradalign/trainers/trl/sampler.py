@@ -18,7 +18,7 @@ from trl.chat_template_utils import parse_response
 from trl.data_utils import apply_chat_template, is_conversational
 
 from gradalign.errors import GradAlignError
-from gradalign.policy.group import Group
+from gradalign.policy.group import Group, Status
 from gradalign.policy.load import Policy
 from gradalign.problems.schema import Problem, uniform_hash
 from gradalign.rollouts.sample import Response, Sampling, plan, sample_batch
@@ -147,8 +147,8 @@ class TrainerSampler:
                 dataclasses.replace(rollout_of(response, float(totals[i])), rewards=tuple(rewards[i].tolist()))
                 for i, response in enumerate(responses[number], first)
             ]
-            invalid = "failed" if np.isnan(totals[first : first + count]).any() else None
-            groups.append(Group(problem.key, prompt, rollouts, problem.source, self.tag, invalid))  # type: ignore[arg-type]
+            invalid: Status | None = "failed" if np.isnan(totals[first : first + count]).any() else None
+            groups.append(Group(problem.key, prompt, rollouts, problem.source, self.tag, invalid))
         return groups
 
     def _own(self, problems: Sequence[Problem], prompts: Sequence[Tokens]) -> list[list[Response]]:
