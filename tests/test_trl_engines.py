@@ -17,6 +17,7 @@ from gradalign.errors import GradAlignError
 from gradalign.rewards.countdown import countdown
 from gradalign.rollouts.sample import Sampling, sample_batch
 from gradalign.rollouts.table import read_rollouts
+from gradalign.trainers.trl.model import policy_of
 from gradalign.trainers.trl.run import further_options
 from tests.trl_run import trainer
 
@@ -41,7 +42,7 @@ class Engine:
         sampling = Sampling(num_generations, 8, seed=len(self.asked))
         training = self.made.model.training
         self.made.model.eval()
-        sampled = sample_batch(self.made.policy(), [str(i) for i in range(len(groups))], groups, sampling)
+        sampled = sample_batch(policy_of(self.made), [str(i) for i in range(len(groups))], groups, sampling)
         self.made.model.train(training)
         flat = [response for own in sampled for response in own]
         return None, [r.ids for r in flat], [[[p] for p in r.logprobs or []] for r in flat], None
@@ -99,6 +100,17 @@ def test_a_reward_of_the_wrong_length_is_told(tmp_path: Path) -> None:
     made = trainer(tmp_path, short, max_steps=2)
     with pytest.raises(GradAlignError, match=r"reward 'short': returned 1 values for \d+ responses"):
         made.train()
+
+
+@pytest.mark.parametrize("mode", ["round", "batch"])
+def test_mixed_precision(tmp_path: Path, mode: str) -> None:
+    """Training computes in bfloat16; forward-only scores do not, where their step would be lost."""
+    made: Any = trainer(tmp_path, max_steps=2, mode=mode, bf16=True)
+    made.train()
+    assert made.accelerator.mixed_precision == "bf16"
+    assert made.state.global_step == 2
+    if mode == "batch":
+        assert made.curriculum.state.step[1] < 0.01
 
 
 TRAINING = [path for path in sorted(EXAMPLES.rglob("*.yaml")) if "max_steps" in yaml.safe_load(path.read_text())]

@@ -14,6 +14,7 @@ from gradalign.errors import GradAlignError, GradAlignWarning
 from gradalign.rewards.countdown import countdown
 from gradalign.rollouts.table import read_rollouts
 from gradalign.trainers.trl.checkpoints import last_complete
+from gradalign.trainers.trl.model import policy_of
 from gradalign.trainers.trl.run import export
 from tests.trl_run import Watched, losses, trainer, weights
 
@@ -212,7 +213,7 @@ def test_lora(tmp_path: Path) -> None:
         )
         found = last_complete(tmp_path / "lora")
         made.train(resume_from_checkpoint=None if found is None else str(tmp_path / "lora" / "checkpoint-2"))
-    names = made.policy().names
+    names = policy_of(made).names
     assert names
     assert all("lora" in name for name in names)
     ids = torch.arange(3, 11)[None]

@@ -18,6 +18,7 @@ from gradalign.errors import GradAlignWarning
 from gradalign.policy.group import Group, Rollout
 from gradalign.rewards.countdown import countdown
 from gradalign.rollouts.table import read_rollouts
+from gradalign.trainers.trl.model import policy_of, still
 from tests.trl_run import Watched, datasets, logged, losses, stock, trainer, weights
 
 
@@ -182,7 +183,7 @@ def test_the_score_differentiates_what_the_trainer_optimises(tmp_path: Path, los
     prompt = inputs["prompt_ids"][0][inputs["prompt_mask"][0].bool()].numpy()
     group = Group("g", prompt, rollouts)
     assert made.curriculum is not None
-    gradient = Exact(made.policy(), made.curriculum.plan.objective, 4096, True).gradient(group)
+    gradient = Exact(policy_of(made), made.curriculum.plan.objective, 4096, True).gradient(group)
     ours = torch.cat([g.reshape(-1) for g in gradient]).double()
     assert torch.dot(ours, theirs) / ours.norm() / theirs.norm() == pytest.approx(-1, abs=1e-5)
 
@@ -278,20 +279,19 @@ def test_fewer_chosen_than_a_batch_takes_come_twice(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("watched")
 @pytest.mark.parametrize("mode", ["round", "batch"])
-def test_several_generation_batches_a_step(tmp_path: Path, mode: str) -> None:
+def test_several_generation_batches_a_step(tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Generation in the middle of gradient accumulation: other problems each time, gradients left alone."""
     arguments: dict[str, Any] = {"gradient_accumulation_steps": 2, "steps_per_generation": 1, "max_steps": 4}
     if mode == "batch":
         arguments |= {"mode": "batch", "engine": "exact", "strategy": "gradalign"}
     made: Any = trainer(tmp_path, **arguments)
     norms: list[float] = []
-    still = made._still
 
-    def watch() -> Any:
+    def watch(trained: Any) -> Any:
         norms.append(sum(float(p.grad.norm()) for p in made.model.parameters() if p.grad is not None))
-        return still()
+        return still(trained)
 
-    made._still = watch
+    monkeypatch.setattr("gradalign.trainers.trl.trainer.still", watch)
     made.train()
     batches: dict[int, list[list[str]]] = {}
     for step, keys, _, _ in made.batches:

@@ -48,6 +48,11 @@ class RoundPlan:
     batch_tokens: int = 4096
     seed: int = 0
 
+    @property
+    def forward_only(self) -> bool:
+        """Whether forward passes are differenced."""
+        return self.strategy.needs_engine and (self.engine == "directional" or self.contributions)
+
     def scorer(self, policy: Policy, processes: Processes = ALONE) -> Scorer:
         """Who computes alignments."""
         return Scorer(

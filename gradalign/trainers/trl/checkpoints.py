@@ -13,6 +13,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from gradalign.curriculum.state import STATE
 from gradalign.errors import GradAlignError, warn
+from gradalign.trainers.trl.model import policy_of
 
 if TYPE_CHECKING:
     from gradalign.trainers.trl.trainer import GradAlignTrainer
@@ -78,7 +79,7 @@ def restore(trainer: GradAlignTrainer, resume_from_checkpoint: str | bool | None
         checkpoint = Path(resume_from_checkpoint)
         require_complete(checkpoint, trainer.curriculum is not None)
         if trainer.curriculum is not None:
-            trainer.curriculum.load(checkpoint, trainer.policy())
+            trainer.curriculum.load(checkpoint, policy_of(trainer))
         elif (checkpoint / STATE).exists():
             trainer.run_state.load(checkpoint)
     elif found := last_complete(Path(trainer.args.output_dir or ".")):

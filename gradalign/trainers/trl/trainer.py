@@ -7,9 +7,7 @@ already (`_generate_and_score_completions`, `_calculate_rewards`), and the state
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +25,13 @@ from gradalign.curriculum.filter import BatchFilter
 from gradalign.curriculum.state import State
 from gradalign.errors import GradAlignError, warn
 from gradalign.policy.group import Group, Rollout
-from gradalign.policy.load import Policy, cover
+from gradalign.policy.load import Policy
 from gradalign.problems.schema import uniform_hash
 from gradalign.trainers.trl.callbacks import FiniteGradients, Rounds, record
 from gradalign.trainers.trl.checkpoints import restore
 from gradalign.trainers.trl.config import GradAlignConfig
 from gradalign.trainers.trl.dataset import Problems
+from gradalign.trainers.trl.model import policy_of, still
 from gradalign.trainers.trl.order import Places, Resumable
 from gradalign.trainers.trl.sampler import TrainerSampler, reward_identity
 from gradalign.trainers.trl.setup import (
@@ -96,7 +95,7 @@ class GradAlignTrainer(GRPOTrainer):
             refuse_unknown(train_dataset, others)
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, **others)
         self.add_callback(FiniteGradients(self))
-        policy = self.policy()
+        policy = policy_of(self)
         rewards = [reward_identity(function) for function in self.reward_funcs]
         identity = {"strategy": args.strategy, "seed": args.seed, "model": policy.fingerprint, "rewards": rewards}
         self.run_state = State(identity)
@@ -146,7 +145,7 @@ class GradAlignTrainer(GRPOTrainer):
         if within:
             return
         start = time.perf_counter()
-        with self._still() as policy:
+        with still(self) as policy:
             samplers = self._samplers(policy, number)
             numbers = self.curriculum.begin(number, policy, samplers, self.progress)
         if self.curriculum.ended:
@@ -233,7 +232,7 @@ class GradAlignTrainer(GRPOTrainer):
         assert isinstance(self.curriculum, BatchFilter)
         start = time.perf_counter()
         number = self._batch_number
-        with self._still() as policy:
+        with still(self) as policy:
             sampler = self._sampler(policy, self.pool, self.num_generations, "batch", number, f"step {number}")
             groups, numbers = self.curriculum.filter(number, self.args.batch_prompts, policy, sampler)
         record(self, numbers, time.perf_counter() - start)
@@ -254,7 +253,7 @@ class GradAlignTrainer(GRPOTrainer):
             if self.curriculum is None:
                 self.run_state.save(folder)
             else:
-                self.curriculum.save(folder, self.policy())
+                self.curriculum.save(folder, policy_of(self))
         super()._save_checkpoint(model, trial)
 
     def _samplers(self, policy: Policy, number: int) -> tuple[TrainerSampler, TrainerSampler]:
@@ -272,24 +271,3 @@ class GradAlignTrainer(GRPOTrainer):
     ) -> TrainerSampler:
         seed = int(uniform_hash(purpose, self.args.seed, number) * 2**31)
         return TrainerSampler(self, policy, problems.row, rollouts, self.args.batch_rollouts, seed, tag)
-
-    def policy(self) -> Policy:
-        """The model as it is now, for scoring: unwrapped, so that no collective waits for uneven work."""
-        policy = cover(self.accelerator.unwrap_model(self.model), str(self.model.config._name_or_path))
-        policy.given_tokenizer = self._tokenizer
-        return policy
-
-    @contextlib.contextmanager
-    def _still(self) -> Iterator[Policy]:
-        """The policy without dropout; gradients that training has accumulated are put aside."""
-        training = self.model.training
-        gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
-        for parameter, _ in gradients:
-            parameter.grad = None
-        self.model.eval()
-        try:
-            yield self.policy()
-        finally:
-            self.model.train(training)
-            for parameter, gradient in gradients:
-                parameter.grad = gradient

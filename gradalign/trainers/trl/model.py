@@ -1,0 +1,44 @@
+"""The trainer's model as a policy to sample from and to score."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from gradalign.policy.load import Policy, cover
+
+if TYPE_CHECKING:
+    from gradalign.trainers.trl.trainer import GradAlignTrainer
+
+
+def policy_of(trainer: GradAlignTrainer) -> Policy:
+    """The model as it is now, unwrapped, so that no collective waits for uneven work."""
+    policy = cover(trainer.accelerator.unwrap_model(trainer.model), str(trainer.model.config._name_or_path))
+    policy.given_tokenizer = trainer._tokenizer
+    return policy
+
+
+@contextlib.contextmanager
+def still(trainer: GradAlignTrainer) -> Iterator[Policy]:
+    """The policy without dropout; gradients that training has accumulated are put aside.
+
+    Differences of forward passes are lost in bfloat16: for them the weights' own type is computed in.
+    """
+    model, training = trainer.model, trainer.model.training
+    own, unmixed = model.__dict__.get("forward"), model.__dict__.get("_original_forward")
+    swapped = unmixed is not None and trainer.curriculum is not None and trainer.curriculum.plan.forward_only
+    if swapped:
+        model.forward = unmixed
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    for parameter, _ in gradients:
+        parameter.grad = None
+    model.eval()
+    try:
+        yield policy_of(trainer)
+    finally:
+        model.train(training)
+        if swapped:
+            model.forward = own
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
