@@ -21,6 +21,8 @@ from gradalign.trainers.trl.model import policy_of
 from gradalign.trainers.trl.run import further_options
 from tests.trl_run import trainer
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*some repeat")  # a choice may come out small
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 

@@ -18,6 +18,8 @@ from gradalign.trainers.trl.model import policy_of
 from gradalign.trainers.trl.run import export
 from tests.trl_run import Watched, losses, trainer, weights
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*some repeat")  # a choice may come out small
+
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,6 +132,7 @@ def test_another_reward_of_the_same_name_is_another_round(tmp_path: Path) -> Non
     assert {r.reward for g in groups for r in g.rollouts} <= {0.0, -1.0}
 
 
+@pytest.mark.filterwarnings("ignore:.*is of an earlier run")
 @pytest.mark.parametrize("damaged", ["candidates.parquet", "alignments.parquet", "metrics.json"])
 def test_a_damaged_round_is_done_again(tmp_path: Path, damaged: str) -> None:
     whole = trainer(tmp_path / "whole", max_steps=4)

@@ -21,6 +21,8 @@ from gradalign.rollouts.table import read_rollouts
 from gradalign.trainers.trl.model import policy_of, still
 from tests.trl_run import Watched, datasets, logged, losses, stock, trainer, weights
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*some repeat")  # a choice may come out small
+
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> None:

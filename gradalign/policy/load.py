@@ -38,6 +38,7 @@ class Policy:
         names: names of the covered parameters, in the model's order; tied parameters appear once.
         covered: number of covered parameters over all trainable ones (with an adapter: the adapter's).
         given_tokenizer: the tokenizer, where it is not the one beside the weights.
+        computes_in: the type of its matrix products, where mixed precision makes it another than the weights'.
     """
 
     model: Any
@@ -45,6 +46,7 @@ class Policy:
     names: list[str]
     covered: float
     given_tokenizer: PreTrainedTokenizerBase | None = None
+    computes_in: torch.dtype | None = None
 
     @cached_property
     def parameters(self) -> list[torch.nn.Parameter]:

@@ -73,7 +73,7 @@ def _agrees(policy: Policy, row: Row) -> bool:
     pair = [row.only(longest), row.only(last)]
     alone = [logprobs([one])[0] for one in pair]
     noise = distance(alone, logprobs(pair))
-    rounding = torch.finfo(policy.dtype).eps * torch.cat(alone).square().mean().sqrt().item()
+    rounding = torch.finfo(policy.computes_in or policy.dtype).eps * torch.cat(alone).square().mean().sqrt().item()
     try:
         packed = logprobs([row])
     except (RuntimeError, ValueError, TypeError, IndexError):

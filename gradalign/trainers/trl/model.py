@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import torch
+
 from gradalign.policy.load import Policy, cover
 
 if TYPE_CHECKING:
@@ -16,6 +18,8 @@ def policy_of(trainer: GradAlignTrainer) -> Policy:
     """The model as it is now, unwrapped, so that no collective waits for uneven work."""
     policy = cover(trainer.accelerator.unwrap_model(trainer.model), str(trainer.model.config._name_or_path))
     policy.given_tokenizer = trainer._tokenizer
+    if "_original_forward" in trainer.model.__dict__:  # accelerate has made its forward pass one of mixed precision
+        policy.computes_in = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(trainer.accelerator.mixed_precision)
     return policy
 
 
