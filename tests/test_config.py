@@ -11,11 +11,12 @@ from gradalign.cli.main import COMMANDS, main
 from gradalign.cli.rollout import RolloutOptions
 from gradalign.cli.score import ScoreOptions
 from gradalign.cli.select import SelectOptions
+from gradalign.cli.train import TrainOptions
 from gradalign.config import Options, parse, resolved
 from gradalign.errors import GradAlignError
 
 KINDS: dict[str, type[Options]] = {
-    "demo": DemoOptions, "rollout": RolloutOptions, "score": ScoreOptions, "select": SelectOptions,
+    "demo": DemoOptions, "rollout": RolloutOptions, "score": ScoreOptions, "select": SelectOptions, "train": TrainOptions,
 }  # fmt: skip
 SCORE = ["--model", "m", "--candidates", "c.jsonl", "--validation", "v.jsonl", "--out", "s.parquet"]
 

@@ -18,6 +18,7 @@ from gradalign.errors import GradAlignWarning
 from gradalign.policy.group import Group, Rollout
 from gradalign.rewards.countdown import countdown
 from gradalign.rollouts.table import read_rollouts
+from gradalign.trainers.trl import trainer as module
 from gradalign.trainers.trl.model import policy_of, still
 from tests.trl_run import Watched, datasets, logged, losses, stock, trainer, weights
 
@@ -293,7 +294,7 @@ def test_several_generation_batches_a_step(tmp_path: Path, mode: str, monkeypatc
         norms.append(sum(float(p.grad.norm()) for p in made.model.parameters() if p.grad is not None))
         return still(trained)
 
-    monkeypatch.setattr("gradalign.trainers.trl.trainer.still", watch)
+    monkeypatch.setattr(module, "still", watch)
     made.train()
     batches: dict[int, list[list[str]]] = {}
     for step, keys, _, _ in made.batches:
