@@ -16,7 +16,8 @@ from gradalign.config import Options, parse, resolved
 from gradalign.errors import GradAlignError
 
 KINDS: dict[str, type[Options]] = {
-    "demo": DemoOptions, "rollout": RolloutOptions, "score": ScoreOptions, "select": SelectOptions, "train": TrainOptions,
+    "demo": DemoOptions, "rollout": RolloutOptions, "score": ScoreOptions, "select": SelectOptions,
+    "train": TrainOptions,
 }  # fmt: skip
 SCORE = ["--model", "m", "--candidates", "c.jsonl", "--validation", "v.jsonl", "--out", "s.parquet"]
 
