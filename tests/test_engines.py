@@ -20,7 +20,7 @@ from gradalign.alignment.record import Numbers
 from gradalign.errors import GradAlignError, GradAlignWarning
 from gradalign.policy.group import Group, Rollout
 from gradalign.policy.load import Policy, cover
-from gradalign.policy.logprobs import shares_prompts
+from gradalign.policy.logprobs import packs
 from gradalign.policy.objective import Objective
 from tests.conftest import CONFIGS, VOCABULARY, make_groups, make_policy
 
@@ -294,7 +294,7 @@ def test_directional_in_several_sweeps(boundary: str, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_rounding_is_not_taken_for_an_architecture_that_cannot_share(name: str, dtype: torch.dtype) -> None:
-    assert shares_prompts(make_policy(name, dtype), make_groups(6, 1), 4096)
+    assert packs(make_policy(name, dtype), make_groups(6, 1), 4096)
 
 
 def test_half_precision_does_not_lose_small_coefficients() -> None:

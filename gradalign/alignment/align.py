@@ -15,7 +15,7 @@ from gradalign.alignment.reference import Reference
 from gradalign.errors import GradAlignError, nearest, warn
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
-from gradalign.policy.logprobs import shares_prompts
+from gradalign.policy.logprobs import packs
 from gradalign.policy.objective import Objective
 from gradalign.processes import ALONE, Processes
 
@@ -119,11 +119,11 @@ class Scorer:
         """
         require_gradient(validation)
         trusted = [group for group in validation if group.status == "scored"]
-        gradient = Reference(self.policy, self.objective).gradient
+        add_up = Reference(self.policy, self.objective).add_up
         if self.engine != "reference":
-            gradient = self._exact(self._shared(trusted)).gradient
+            add_up = self._exact(self._packed(trusted)).add_up
         done = progress("validation direction", len(trusted))
-        return build_direction(self.policy, validation, gradient, self.unit, self.seed, done, self.processes)
+        return build_direction(validation, add_up, self.unit, self.seed, done, self.processes)
 
     def calibrate(self, groups: Sequence[Group], direction: Direction) -> Step | None:
         """Choose the finite-difference step on up to eight of ``groups``, and keep it; None where none is needed.
@@ -133,7 +133,7 @@ class Scorer:
         """
         tried = [group for group in groups if group.status == "scored"]
         if self.forward_only and tried:
-            self.step = self._directional(self._shared(tried)).calibrate(tried, direction)
+            self.step = self._directional(self._packed(tried)).calibrate(tried, direction)
         return self.step
 
     def measure(self, candidates: Sequence[Group], direction: Direction, progress: Progress = silent) -> Scored:
@@ -154,15 +154,15 @@ class Scorer:
 
         start = time.perf_counter()
         engine: Engine = Reference(self.policy, self.objective)
-        shared = self.engine != "reference" and self._shared(scored)
+        packed = self.engine != "reference" and self._packed(scored)
         if self.engine != "reference":
-            engine = self._exact(shared) if self.engine == "exact" else self._directional(shared)
+            engine = self._exact(packed) if self.engine == "exact" else self._directional(packed)
         numbers = self._measure(engine, scored, direction, progress, "candidates")
         seconds["candidates"] = time.perf_counter() - start
 
         if self.contributions:
             start = time.perf_counter()
-            more = self._measure(self._directional(shared), scored, direction, progress, "contributions")
+            more = self._measure(self._directional(packed), scored, direction, progress, "contributions")
             for own, other in zip(numbers, more, strict=True):
                 own.se, own.t, own.corr = other.se, other.t, other.corr
             seconds["contributions"] = time.perf_counter() - start
@@ -171,16 +171,16 @@ class Scorer:
         alignments = [Alignment.of(group, by_group.get(id(group))) for group in candidates]
         return Scored(direction, alignments, seconds, self.step)
 
-    def _exact(self, shared: bool) -> Exact:
-        return Exact(self.policy, self.objective, self.batch_tokens, shared)
+    def _exact(self, packed: bool) -> Exact:
+        return Exact(self.policy, self.objective, self.batch_tokens, packed)
 
-    def _directional(self, shared: bool) -> Directional:
-        made = Directional(self.policy, self.objective, self.batch_tokens, shared)
+    def _directional(self, packed: bool) -> Directional:
+        made = Directional(self.policy, self.objective, self.batch_tokens, packed)
         made.step = self.step
         return made
 
-    def _shared(self, groups: Sequence[Group]) -> bool:
-        return shares_prompts(self.policy, groups, self.batch_tokens)
+    def _packed(self, groups: Sequence[Group]) -> bool:
+        return packs(self.policy, groups, self.batch_tokens)
 
     def _measure(
         self, engine: Engine, groups: Sequence[Group], direction: Direction, progress: Progress, stage: str

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from gradalign.errors import GradAlignError
 from gradalign.policy.group import Group
-from gradalign.policy.load import Policy
 from gradalign.problems.schema import uniform_hash
 from gradalign.processes import ALONE, Processes
+
+Tensors = Sequence[torch.Tensor]
 
 
 class NoGradientError(GradAlignError):
@@ -62,7 +64,7 @@ class Direction:
         """
         own, others = (1 - weight) * self.norm, weight * earlier.norm
         mixed = [old.to(new) * others + new * own for old, new in zip(earlier.unit, self.unit, strict=True)]
-        norm = _dot(mixed, mixed) ** 0.5
+        norm = inner(mixed, mixed) ** 0.5
         for tensor in mixed:
             tensor.div_(norm)
         return dataclasses.replace(self, unit=mixed, norm=norm)
@@ -94,10 +96,26 @@ def require_gradient(groups: Sequence[Group]) -> None:
     )
 
 
+class AddUp(Protocol):
+    """How an engine adds gradients up."""
+
+    def __call__(
+        self, groups: Sequence[Group], along: Tensors | None, unit: bool, done: Callable[[], None]
+    ) -> tuple[list[torch.Tensor], list[float]]:
+        """The sum of the groups' gradients, and each one's inner product with ``along``.
+
+        Args:
+            groups: each of them ``scored``.
+            along: one tensor a covered parameter; without it the products mean nothing.
+            unit: each gradient is divided by its norm first.
+            done: called after each group.
+        """
+        ...
+
+
 def build_direction(
-    policy: Policy,
     groups: Sequence[Group],
-    gradient: Callable[[Group], list[torch.Tensor]],
+    add_up: AddUp,
     unit: bool = False,
     seed: int = 0,
     done: Callable[[], None] = lambda: None,
@@ -110,9 +128,8 @@ def build_direction(
     standard error at no further cost.
 
     Args:
-        policy: the policy.
         groups: the validation groups.
-        gradient: a group's policy gradient, one tensor a covered parameter.
+        add_up: adds gradients up.
         unit: divide each problem's gradient by its norm first.
         seed: of the halving.
         done: called after each group.
@@ -126,42 +143,33 @@ def build_direction(
     scored.sort(key=lambda group: uniform_hash(seed, group.key))
     halves = scored[: (len(scored) + 1) // 2], scored[(len(scored) + 1) // 2 :]
     sums: list[list[torch.Tensor]] = []
-    first_norm, projections = 0.0, [0.0]
-
-    def add(share: Sequence[Group], total: list[torch.Tensor]) -> list[float]:
-        """Add the share's gradients to ``total``; gives their projections on the first half's mean."""
-        projected = []
-        for group in share:
-            own = gradient(group)
-            norm = _dot(own, own) ** 0.5
-            if not np.isfinite(norm):
-                raise GradAlignError(f"validation: problem {group.key!r}: gradient not finite; check the weights")
-            scale = 1.0 / norm if unit and norm > 0 else 1.0
-            for t, g in zip(total, own, strict=True):
-                t.add_(g, alpha=scale)
-            projected.append(scale * _dot(own, sums[0]) / first_norm if sums and first_norm > 0 else 0.0)
-            done()
-        return projected
-
+    norms: list[float] = []
+    projections: list[float] = []
     for half in halves:
-        total = [torch.zeros_like(p, dtype=policy.reduction_dtype) for p in policy.parameters]
-        shares = processes.together(partial(add, processes.mine(half), total))
-        processes.add_up(total)
-        projections = processes.joined(shares)
-        sums.append(total)
-        first_norm = first_norm or _dot(total, total) ** 0.5
+        mine, along = processes.mine(half), sums[0] if sums else None
+
+        def share(mine: Sequence[Group] = mine, along: Tensors | None = along) -> list[float]:
+            total, products = add_up(mine, along, unit, done)
+            sums.append(total)
+            if not math.isfinite(inner(total, total)):
+                raise _not_finite(mine, add_up, unit)
+            return products
+
+        products = processes.together(share)
+        processes.add_up(sums[-1])
+        norms.append(inner(sums[-1], sums[-1]) ** 0.5)
+        projections = [product / norms[0] if norms[0] > 0 else 0.0 for product in processes.joined(products)]
     first, second = sums
     reliability = reliability_se = None
     if halves[1]:
-        second_norm = _dot(second, second) ** 0.5
-        product = first_norm * second_norm
-        reliability = _dot(first, second) / product if product > 0 else 0.0
-        if len(projections) > 1 and second_norm > 0:
+        product = norms[0] * norms[1]
+        reliability = inner(first, second) / product if product > 0 else 0.0
+        if len(projections) > 1 and norms[1] > 0:
             se = float(np.std(projections, ddof=1)) / len(projections) ** 0.5
-            reliability_se = se / (second_norm / len(projections))
+            reliability_se = se / (norms[1] / len(projections))
     for a, b in zip(first, second, strict=True):
         a.add_(b).div_(len(scored))
-    norm = _dot(first, first) ** 0.5
+    norm = inner(first, first) ** 0.5
     if norm == 0:
         raise GradAlignError("validation: the problems' gradients cancel to zero; take more problems or rollouts")
     for a in first:
@@ -171,7 +179,17 @@ def build_direction(
     return Direction(first, norm, len(scored), silent, invalid, reliability, reliability_se)
 
 
-def _dot(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
+def _not_finite(groups: Sequence[Group], add_up: AddUp, unit: bool) -> GradAlignError:
+    """The error that names the first problem whose gradient is not finite."""
+    for group in groups:
+        total, _ = add_up([group], None, unit, lambda: None)
+        if not math.isfinite(inner(total, total)):
+            return GradAlignError(f"validation: problem {group.key!r}: gradient not finite; check the weights")
+    return GradAlignError("validation: the problems' gradients overflow when they are added up; check the weights")
+
+
+def inner(a: Tensors, b: Tensors) -> float:
+    """Inner product of two gradients."""
     return sum(float(dot(x, y)) for x, y in zip(a, b, strict=True))
 
 

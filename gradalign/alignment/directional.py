@@ -27,6 +27,7 @@ from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
 from gradalign.policy.logprobs import token_logprobs
 from gradalign.policy.objective import Objective
+from gradalign.policy.trunk import Split
 from gradalign.policy.packing import Row, batches_of, lay_out, rows_of
 from gradalign.problems.schema import uniform_hash
 
@@ -77,7 +78,7 @@ class Directional:
         policy: the policy; float32 (or float64) weights.
         objective: what is differentiated.
         batch_tokens: tokens in one forward pass, at most (one row at least).
-        shared: a group's prompt is computed once; see `gradalign.policy.logprobs.shares_prompts`.
+        packed: a group's prompt is computed once; see `gradalign.policy.logprobs.packs`.
 
     Raises:
         GradAlignError: the weights are in a shorter floating-point type.
@@ -85,13 +86,14 @@ class Directional:
 
     provides = frozenset({"dot", "se", "t", "corr"})
 
-    def __init__(self, policy: Policy, objective: Objective, batch_tokens: int, shared: bool) -> None:
+    def __init__(self, policy: Policy, objective: Objective, batch_tokens: int, packed: bool) -> None:
         require_float32(policy)
         self.policy = policy
         self.objective = objective
         self.batch_tokens = batch_tokens
-        self.shared = shared
+        self.packed = packed
         self.step: Step | None = None
+        self.split = Split(policy)
 
     def measure(self, groups: Sequence[Group], direction: Direction) -> Iterator[Numbers]:
         """Dot, se, t and corr of each group; call `calibrate` first."""
@@ -110,8 +112,8 @@ class Directional:
             assert self.step is not None, "calibrate() was not called"
             length = self.step.length
         distinct = [group.distinct() for group in groups]
-        rows = [row for group, _ in distinct for row in rows_of(group, self.batch_tokens, self.shared)]
-        batches = list(batches_of(rows, self.batch_tokens))
+        rows = [row for group, _ in distinct for row in rows_of(group, self.batch_tokens, self.packed)]
+        batches = list(batches_of(rows, self.batch_tokens, self.packed))
         moved: list[Floats] = []
         for start in range(0, len(batches), SWEEP):
             sweep = batches[start : start + SWEEP]
@@ -132,7 +134,7 @@ class Directional:
             GradAlignError: no step comes within `TOLERANCE`.
         """
         some = sorted(groups, key=lambda group: uniform_hash("calibrate", group.key))[:TRIED]
-        exact = Exact(self.policy, self.objective, self.batch_tokens, self.shared)
+        exact = Exact(self.policy, self.objective, self.batch_tokens, self.packed)
         known = list(exact.measure(some, direction))
         for group, numbers in zip(some, known, strict=True):
             numbers.require_finite(group)
@@ -192,12 +194,12 @@ class Directional:
             hook.remove()
 
     def _token_logprobs(self, rows: list[Row]) -> torch.Tensor:
-        batch = lay_out(rows, self.policy.device, self.policy.dtype)
-        return token_logprobs(self.policy, batch, self.objective.temperature)
+        batch = lay_out(rows, self.packed, self.policy.device)
+        return token_logprobs(self.split, batch, self.objective.temperature)
 
     def _per_rollout(self, rows: list[Row], ahead: torch.Tensor) -> Floats:
         """(rollouts of the rows,) change of log pi(y_k), summed over counted tokens in float64."""
-        batch = lay_out(rows, self.policy.device, self.policy.dtype)
-        change = (ahead - token_logprobs(self.policy, batch, self.objective.temperature)).double() * batch.counted
+        batch = lay_out(rows, self.packed, self.policy.device)
+        change = (ahead - token_logprobs(self.split, batch, self.objective.temperature)).double() * batch.counted
         sums = torch.zeros(batch.n_rollouts, dtype=torch.float64, device=change.device)
         return sums.index_add_(0, batch.rollout, change).cpu().numpy()

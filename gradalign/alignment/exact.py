@@ -1,29 +1,30 @@
-"""Engine ``exact``: one backward pass a group over packed rows, reduced parameter by parameter as it runs.
+"""Engine ``exact``: one forward and one backward pass, reduced layer by layer as it runs.
 
-A group's prompt is computed once where the architecture allows it; equal responses are computed once, their
-coefficients added up. Each covered parameter's gradient is reduced to its inner product with the direction and its
-squared norm as soon as it is complete, and freed: nothing of a group but these two numbers outlives its backward pass.
-A group too large for one pass is added up over several; only then is a whole gradient carried between them.
+Many small groups share a pass; a group's prompt is computed once where the architecture allows it; equal responses are
+computed once, their coefficients added up; logits are formed only where a response token is predicted. A layer's
+gradient is formed for one group after the other, reduced to its inner product with the direction and its squared norm,
+and freed: nothing of a group but these two numbers outlives its layer. A group too large for one pass is added up over
+several; only then is a whole gradient carried between them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 
-from gradalign.alignment.direction import Direction, dot
+from gradalign.alignment.direction import Direction, inner
+from gradalign.alignment.passes import Budget, Passes, Weighted, over_batches, weighted
 from gradalign.alignment.record import Floats, Numbers
+from gradalign.alignment.sinks import Reduce, Tensors, Total
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
-from gradalign.policy.logprobs import token_logprobs
 from gradalign.policy.objective import Objective
-from gradalign.policy.packing import lay_out, rows_of
+from gradalign.policy.packing import Row
 
-Sink = Callable[[int, torch.Tensor], None]
-"""Called once a covered parameter with its index and the group's complete gradient in the reduction dtype."""
+Recorded = list[tuple[list[Row], Floats]]
+"""Of each pass: its rows, and (rollouts of the rows,) log-probabilities summed over counted tokens."""
 
 
 class Exact:
@@ -33,83 +34,106 @@ class Exact:
         policy: the policy.
         objective: what is differentiated.
         batch_tokens: tokens in one forward and backward pass, at most (one rollout at least).
-        shared: a group's prompt is computed once; see `gradalign.policy.logprobs.shares_prompts`.
+        packed: a group's prompt is computed once; see `gradalign.policy.logprobs.packs`.
     """
 
     provides = frozenset({"dot", "norm", "cosine"})
 
-    def __init__(self, policy: Policy, objective: Objective, batch_tokens: int, shared: bool) -> None:
-        self.policy = policy
-        self.objective = objective
-        self.batch_tokens = batch_tokens
-        self.shared = shared
+    def __init__(self, policy: Policy, objective: Objective, batch_tokens: int, packed: bool) -> None:
+        self.policy, self.objective, self.packed = policy, objective, packed
+        self.budget = Budget(batch_tokens)
+        self.passes = Passes(policy, objective.temperature, packed)
+
+    def measure(
+        self, groups: Iterable[Group], direction: Direction, recorded: Recorded | None = None
+    ) -> Iterator[Numbers]:
+        """Dot, norm and cosine of each group.
+
+        Args:
+            groups: are taken as they are needed.
+            direction: to align them with.
+            recorded: where log-probabilities of all responses go as a by-product; costs passes over responses whose
+                coefficients cancel.
+        """
+        each = (self._weighted(group, every=recorded is not None) for group in groups)
+        for product, square in self._sums(each, direction.unit, None, recorded):
+            norm = square**0.5
+            yield Numbers(dot=product, norm=norm, cosine=product / norm if norm > 0 else 0.0)
 
     def gradient(self, group: Group) -> list[torch.Tensor]:
         """The group's policy gradient, one tensor a covered parameter, in the reduction dtype."""
-        kept: dict[int, torch.Tensor] = {}
-        self._stream(group, kept.__setitem__)
-        policy = self.policy
-        return [
-            kept[i] if i in kept else torch.zeros_like(p, dtype=policy.reduction_dtype)
-            for i, p in enumerate(policy.parameters)
-        ]
+        return self.add_up([group])[0]
 
-    def measure(self, groups: Sequence[Group], direction: Direction) -> Iterator[Numbers]:
-        """Dot, norm and cosine of each group."""
-        for group in groups:
-            parts: list[tuple[torch.Tensor, torch.Tensor]] = []
-            self._stream(group, partial(_reduce, direction, parts))
-            sums = torch.stack([torch.stack(pair) for pair in parts]).sum(0).tolist() if parts else [0.0, 0.0]
-            norm = sums[1] ** 0.5
-            yield Numbers(dot=sums[0], norm=norm, cosine=sums[0] / norm if norm > 0 else 0.0)
+    def add_up(
+        self,
+        groups: Sequence[Group],
+        along: Tensors | None = None,
+        unit: bool = False,
+        done: Callable[[], None] = lambda: None,
+    ) -> tuple[list[torch.Tensor], list[float]]:
+        """The sum of the groups' gradients, and each one's inner product with ``along``; see `AddUp`."""
+        weights = [1.0] * len(groups)
+        if unit:
+            squares = [square for _, square in self._sums(map(self._weighted, groups), None)]
+            weights = [square**-0.5 if square > 0 else 0.0 for square in squares]
+        each = [self._weighted(group, weight) for group, weight in zip(groups, weights, strict=True)]
+        while True:
+            tokens, total = self.budget.tokens, self._zeros()
+            products = []
+            for product, _ in self._sums(each, along, total):
+                products.append(product)
+                done()
+            if self.budget.tokens == tokens:  # else memory ran out half-way through a pass: what was added is spoilt
+                return total, products
 
-    def _distinct(self, group: Group) -> tuple[Group, Floats]:
-        """The distinct responses that carry weight, and (responses,) their summed coefficients."""
-        coefficients = self.objective.coefficients(group)
-        distinct, owner = group.distinct()
-        summed = np.bincount(owner, coefficients).astype(np.float64)
-        kept = np.abs(summed) > 1e-12 * np.bincount(owner, np.abs(coefficients))
-        distinct.rollouts = [rollout for rollout, keep in zip(distinct.rollouts, kept, strict=True) if keep]
-        return distinct, summed[kept]
+    def _weighted(self, group: Group, weight: float = 1.0, every: bool = False) -> Weighted:
+        half = (self.policy.computes_in or self.policy.dtype) in (torch.float16, torch.bfloat16)
+        return weighted(group, self.objective, half, every, weight)
 
-    def _stream(self, group: Group, sink: Sink) -> None:
-        """Run the group's passes; hand each parameter's complete gradient to ``sink`` in the last of them."""
-        policy = self.policy
-        group, summed = self._distinct(group)
-        rows = list(rows_of(group, self.batch_tokens, self.shared))
-        # Half precision would lose small coefficients; a power of two changes nothing else.
-        scale = 2.0 ** np.floor(np.log2(np.abs(summed).max())) if len(summed) else 1.0
-        coefficients = torch.from_numpy(summed / scale).to(policy.device, policy.reduction_dtype)
-        carried: dict[int, torch.Tensor] = {}
-        last = False
+    def _zeros(self) -> list[torch.Tensor]:
+        return [torch.zeros_like(p, dtype=self.policy.reduction_dtype) for p in self.policy.parameters]
 
-        def complete(index: int, parameter: torch.Tensor) -> None:
-            grad, parameter.grad = parameter.grad, None
-            assert grad is not None
-            grad = grad.to(policy.reduction_dtype) * scale
-            if index in carried:
-                grad = carried.pop(index).add_(grad)
-            if last:
-                sink(index, grad)
-            else:
-                carried[index] = grad
+    def _sums(
+        self,
+        groups: Iterable[Weighted],
+        along: Tensors | None,
+        total: list[torch.Tensor] | None = None,
+        recorded: Recorded | None = None,
+    ) -> Iterator[tuple[float, float]]:
+        """Inner product with ``along`` and squared norm of each group's gradient, which is added to ``total``."""
+        capture = self.passes.capture
 
-        hooks = [p.register_post_accumulate_grad_hook(partial(complete, i)) for i, p in enumerate(policy.parameters)]
-        try:
-            for number, row in enumerate(rows):
-                last = number == len(rows) - 1
-                batch = lay_out([row], policy.device, policy.dtype)
-                logprobs = token_logprobs(policy, batch, self.objective.temperature)
-                own = coefficients[torch.tensor(row.rollouts, device=policy.device)][batch.rollout]
-                (logprobs * own * batch.counted).sum().backward()
-            for index in list(carried):  # touched by an earlier pass only
-                sink(index, carried.pop(index))
-        finally:
-            for hook in hooks:
-                hook.remove()
+        def run(some: list[Weighted], passes: list[list[Row]]) -> tuple[list[tuple[float, float]], Recorded]:
+            known = {id(each.group): each for each in some}
+            record: Recorded = []
+            sums = {key: (0.0, 0.0) for key in known}
+            whole = total if along is None and total is not None else None
+            if len(passes) > 1 and whole is None:
+                whole = self._zeros()
+            for rows in passes:
+                batch = self.passes.lay_out(rows)
+                own = [known[key] for key in dict.fromkeys(id(row.group) for row in rows)]
+                scales = torch.tensor([each.scale for each in own], dtype=torch.float64, device=batch.slot.device)
+                coefficients = np.concatenate([known[id(row.group)].coefficients[row.rollouts] for row in rows])
+                if whole is not None:
+                    record.append((rows, self.passes.run(batch, coefficients, Total(batch, scales, whole))))
+                    continue
+                beside = Total(batch, scales, total) if total is not None else None
+                size = self.passes.split.vocabulary
+                sink = Reduce(batch, self.policy.reduction_dtype, along, size, capture.tied, beside)
+                record.append((rows, self.passes.run(batch, coefficients, sink)))
+                scaled = sink.sums * torch.stack([scales, scales**2], 1)
+                sums.update(zip(map(id, (each.group for each in own)), map(tuple, scaled.tolist()), strict=True))
+            if whole is not None and whole is not total:
+                product = 0.0 if along is None else inner(whole, along)
+                sums[id(some[0].group)] = product, inner(whole, whole)
+                for to, tensor in zip(total or [], whole, strict=True):
+                    to.add_(tensor)
+            return list(sums.values()), record
 
+        together = not capture.unknown
+        for sums, record in over_batches(groups, self.budget, self.packed, together, run):
+            if recorded is not None:
+                recorded.extend(record)
+            yield from sums
 
-def _reduce(
-    direction: Direction, parts: list[tuple[torch.Tensor, torch.Tensor]], index: int, grad: torch.Tensor
-) -> None:
-    parts.append((dot(grad, direction.unit[index]), dot(grad, grad)))

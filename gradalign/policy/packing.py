@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 
 from gradalign.policy.group import Group
 
-Span = tuple[int, int]
-
 
 @dataclass(slots=True)
 class Row:
@@ -48,40 +46,51 @@ class Row:
 
 
 @dataclass(slots=True)
+class Part:
+    """What a batch holds of one group: slices of the batch's tensors.
+
+    Attributes:
+        slots: of the flattened inputs.
+        places: of ``Batch.slot``.
+        targets: of ``Batch.place``, ``target``, ``rollout``, ``counted``.
+        rollouts: of the batch's rollouts.
+    """
+
+    slots: slice
+    places: slice
+    targets: slice
+    rollouts: slice
+
+
+@dataclass(slots=True)
 class Batch:
     """Model inputs of some rows, and where each response token's log-probability is to be found.
 
     Attributes:
-        rows: what was laid out.
-        input_ids: (1, tokens) packed, (rows, length) right-padded; "slots" below count it flattened.
+        input_ids: (1, tokens) packed, (rows, length) right-padded; a "slot" counts it flattened.
         position_ids: of the same shape.
         attention_mask: (rows, length) of 0 and 1 where padded; None where packed.
-        spans: of each row, first slot and end.
-        prompts: of each row, first slot and end of the prompt.
-        responses: of each rollout (over the rows, in order), first slot and end of its input tokens, and its row.
-        slot: (places,) slots where logits are needed, row by row.
-        places: of each row, its first place and end.
+        prompts: of each row, its prompt's slots.
+        responses: of each rollout, row by row, the slots of its input tokens, and its row.
+        parts: one a group, in order.
+        slot: (places,) slots where logits are needed.
         place: (response tokens,) index into ``slot`` of the logits that predict a response token.
         target: (response tokens,) the response token.
         rollout: (response tokens,) index of the token's rollout, counted over the batch's rows.
         counted: (response tokens,) false where a response mask hides the token.
-        targets: of each row, its first response token and end.
     """
 
-    rows: list[Row]
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     attention_mask: torch.Tensor | None
-    spans: list[Span]
-    prompts: list[Span]
+    prompts: list[tuple[int, int]]
     responses: list[tuple[int, int, int]]
+    parts: list[Part]
     slot: torch.Tensor
-    places: list[Span]
     place: torch.Tensor
     target: torch.Tensor
     rollout: torch.Tensor
     counted: torch.Tensor
-    targets: list[Span]
 
     @property
     def n_rollouts(self) -> int:
@@ -110,18 +119,16 @@ def rows_of(group: Group, batch_tokens: int, packed: bool) -> Iterator[Row]:
         yield row
 
 
-def fits(rows: Sequence[Row], batch_tokens: int, packed: bool) -> bool:
-    """Whether some rows go into one pass: a single row always does; padding counts where it is computed."""
-    if packed:
-        return len(rows) == 1 or sum(row.tokens for row in rows) <= batch_tokens
-    return len(rows) == 1 or max(row.tokens for row in rows) * len(rows) <= batch_tokens
+def size(rows: Sequence[Row], packed: bool) -> int:
+    """Tokens in a pass over these rows, padding counted where it is computed."""
+    return sum(row.tokens for row in rows) if packed else max(row.tokens for row in rows) * len(rows)
 
 
 def batches_of(rows: Iterable[Row], batch_tokens: int, packed: bool) -> Iterator[list[Row]]:
-    """Gather rows, in order, into batches of at most ``batch_tokens`` tokens, padding counted."""
+    """Gather rows, in order, into batches of at most ``batch_tokens`` tokens; a single row always is one."""
     batch: list[Row] = []
     for row in rows:
-        if not fits([*batch, row], batch_tokens, packed):
+        if batch and size([*batch, row], packed) > batch_tokens:
             yield batch
             batch = []
         batch.append(row)
@@ -130,13 +137,23 @@ def batches_of(rows: Iterable[Row], batch_tokens: int, packed: bool) -> Iterator
 
 
 def lay_out(rows: Sequence[Row], packed: bool, device: torch.device) -> Batch:
-    """Build the model inputs of ``rows``; with ``packed`` false, each row holds one rollout."""
+    """Build the model inputs of ``rows``.
+
+    Args:
+        rows: rows of one group stand together.
+        packed: see the module's text; without it each row holds one rollout.
+        device: where the tensors are wanted.
+    """
     length = max(row.tokens for row in rows)
-    total = sum(row.tokens for row in rows) if packed else length * len(rows)
+    total = size(rows, packed)
     input_ids, position_ids, attention = np.zeros((3, total), np.int64)
-    spans, prompts, responses, places, targets = [], [], [], [], []
+    prompts: list[tuple[int, int]] = []
+    responses: list[tuple[int, int, int]] = []
     slot: list[NDArray] = []
-    place, target, owner, counted = [], [], [], []
+    place: list[NDArray] = []
+    target: list[NDArray] = []
+    counted: list[NDArray] = []
+    parts: list[Part] = []
     n_places = n_targets = end = 0
     for r, row in enumerate(rows):
         start = end if packed else r * length
@@ -145,8 +162,8 @@ def lay_out(rows: Sequence[Row], packed: bool, device: torch.device) -> Batch:
         input_ids[start:end] = row.group.prompt_ids
         position_ids[start:end] = np.arange(prompt)
         prompts.append((start, end))
-        first_place, first_target = n_places, n_targets
         slot.append(np.array([end - 1]))
+        before = n_places, n_targets, len(responses)
         n_places += 1
         for index in row.rollouts:
             rollout = row.group.rollouts[index]
@@ -155,27 +172,33 @@ def lay_out(rows: Sequence[Row], packed: bool, device: torch.device) -> Batch:
             position_ids[end : end + more] = np.arange(prompt, prompt + more)
             responses.append((end, end + more, r))
             slot.append(np.arange(end, end + more))
-            place.append(np.r_[first_place, np.arange(n_places, n_places + more)])
+            place.append(np.r_[before[0], np.arange(n_places, n_places + more)])
             target.append(rollout.response_ids)
-            owner.append(np.full(more + 1, len(responses) - 1))
             counted.append(rollout.mask)
             n_places += more
             n_targets += more + 1
             end += more
         attention[start:end] = 1
-        spans.append((start, end))
-        places.append((first_place, n_places))
-        targets.append((first_target, n_targets))
+        last = end if packed else start + length
+        if r and row.group is rows[r - 1].group:
+            known = parts.pop()
+            start, before = known.slots.start, (known.places.start, known.targets.start, known.rollouts.start)
+        spans = zip(before, (n_places, n_targets, len(responses)), strict=True)
+        parts.append(Part(slice(start, last), *(slice(*span) for span in spans)))
 
     def on_device(array: NDArray) -> torch.Tensor:
         return torch.from_numpy(array).to(device)
 
     shape = (1, -1) if packed else (len(rows), length)
+    owner = np.repeat(np.arange(len(target)), [len(ids) for ids in target])
     return Batch(
-        rows=list(rows), input_ids=on_device(input_ids.reshape(shape)),
-        position_ids=on_device(position_ids.reshape(shape)),
-        attention_mask=None if packed else on_device(attention.reshape(shape)),
-        spans=spans, prompts=prompts, responses=responses, slot=on_device(np.concatenate(slot)), places=places,
-        place=on_device(np.concatenate(place)), target=on_device(np.concatenate(target)),
-        rollout=on_device(np.concatenate(owner)), counted=on_device(np.concatenate(counted)), targets=targets,
-    )  # fmt: skip
+        on_device(input_ids.reshape(shape)),
+        on_device(position_ids.reshape(shape)),
+        None if packed else on_device(attention.reshape(shape)),
+        prompts,
+        responses,
+        parts,
+        *(on_device(array) for array in map(np.concatenate, (slot, place, target))),
+        on_device(owner),
+        on_device(np.concatenate(counted)),
+    )

@@ -1,0 +1,157 @@
+"""Layer by layer: what a backward pass knows of each covered parameter's gradient, handed to a sink as it passes.
+
+A parameter's gradient over some tokens is a product of what went into its layer and what comes back to it: a^T b for a
+matrix, rows added up for an embedding, a sum over tokens for a norm's weight or a bias. Autograd adds such products up
+over all tokens of a batch, hence over all groups in it; here the factors are taken instead, and a sink
+(`gradalign.alignment.sinks`) makes of them what is wanted of every group. Autograd still carries gradients from layer to
+layer, but forms none of a parameter that is captured.
+
+Layers are recognised by what they do (`gradalign.alignment.layers`). Parameters of any other kind are left to autograd,
+which can tell groups apart only if it is given one at a time; they are warned of once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from gradalign.alignment.layers import Forward, recognise
+from gradalign.errors import warn
+from gradalign.policy.group import Group, Rollout
+from gradalign.policy.load import Policy
+from gradalign.policy.packing import lay_out, rows_of
+from gradalign.policy.trunk import Split, replaced
+
+
+class Sink(Protocol):
+    """What is made of the factors of gradients; ``index`` counts the covered parameters."""
+
+    def matrix(self, index: int, a: torch.Tensor, b: torch.Tensor) -> None:
+        """The gradient over a group's slots s is a[s]^T b[s]; (slots, rows) and (slots, columns) of the matrix."""
+
+    def rows(self, index: int, ids: torch.Tensor, d: torch.Tensor) -> None:
+        """The gradient over a group's slots s is d[s] added up into rows ids[s]; (slots,), (slots, columns)."""
+
+    def vector(self, index: int, d: torch.Tensor) -> None:
+        """The gradient over a group's slots s is the sum of d[s]; (slots, size)."""
+
+    def head(self, index: int, group: int, start: int, a: torch.Tensor, b: torch.Tensor, more: bool) -> None:
+        """a^T b belongs to the gradient of a group's rows ``start`` on; with ``more``, so do products of later calls."""
+
+    def whole(self, index: int, gradient: torch.Tensor) -> None:
+        """The gradient over all slots, which are one group's."""
+
+
+class Capture:
+    """The captured layers of a policy.
+
+    Args:
+        policy: the policy.
+        packed: how its batches will be laid out.
+
+    Attributes:
+        split: the policy's trunk and head.
+        head, head_bias: index of the output layer's weight and bias among the covered parameters; None where not.
+        tied: index of the matrix that is both input embedding and output layer, where there is one.
+        unknown: indices of the parameters that are left to autograd.
+    """
+
+    def __init__(self, policy: Policy, packed: bool) -> None:
+        self.policy = policy
+        self.sink: Sink | None = None
+        self.index = {id(parameter): i for i, parameter in enumerate(policy.parameters)}
+        self.split = Split(policy)
+        if not self._take_in(packed):  # the head's weights are used where only autograd finds them
+            self.split.join()
+            self._take_in(packed)
+        own = self.split.module._parameters if self.split.module is not None else {}
+        self.head, self.head_bias = (self.index.get(id(own.get(name))) for name in ("weight", "bias"))
+        if self.unknown:
+            names = [policy.names[i] for i in self.unknown]
+            warn(
+                f"{len(names)} parameters (first: {names[0]}) are in layers of a kind that gradients are not taken from "
+                "group by group: all groups are computed one at a time"
+            )
+
+    def _take_in(self, packed: bool) -> bool:
+        """Find the layers to capture; whether the head's gradient can be taken beside them."""
+        head = self.split.module
+        owners: dict[int, list[torch.nn.Module]] = {i: [] for i in self.index.values()}
+        layers: dict[torch.nn.Module, Forward] = {}
+        for module in self.policy.model.modules():
+            own = self._own(module)
+            for i in own:
+                owners[i].append(module)
+            if own and module is not head and (forward := recognise(module, self._to_sink, self.index)) is not None:
+                layers[module] = forward
+        for module in self._not_over_slots(layers, packed):
+            del layers[module]
+        self.tied: int | None = None
+        unknown: set[int] = set()
+        for i, modules in owners.items():
+            tied = len(modules) == 2 and head in modules and any(isinstance(m, torch.nn.Embedding) for m in modules)
+            if tied:
+                self.tied = i
+            if not modules or not all(m in layers or m is head for m in modules) or (len(modules) > 1 and not tied):
+                unknown.add(i)
+        grown = -1
+        while grown != len(unknown):  # a layer is captured with all of its parameters or not at all
+            grown = len(unknown)
+            for module in [m for m in layers if unknown & self._own(m)]:
+                unknown |= self._own(module)
+                del layers[module]
+        self.layers, self.unknown = layers, sorted(unknown)
+        return head is None or not unknown & self._own(head)
+
+    def _own(self, module: torch.nn.Module) -> set[int]:
+        return {self.index[id(p)] for p in module._parameters.values() if id(p) in self.index}
+
+    def _to_sink(self, kind: str, *factors: object) -> None:
+        getattr(self.sink, kind)(*factors)
+
+    def _not_over_slots(self, layers: dict[torch.nn.Module, Forward], packed: bool) -> list[torch.nn.Module]:
+        """Layers that are not called exactly once with every slot, in order; tried on a batch of a telling size."""
+        ids = np.arange(37) % self.split.vocabulary  # no other size of a model is 37
+        group = Group("", ids[:7], [Rollout(ids[7:24], 0.0), Rollout(ids[:15], 1.0)])
+        batch = lay_out(list(rows_of(group, 999, packed)), packed, self.policy.device)
+        shape = tuple(batch.input_ids.shape)
+        seen: dict[torch.nn.Module, list[tuple[int, ...]]] = {module: [] for module in layers}
+
+        def note(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            seen[module].append(tuple(inputs[0].shape[:2]) if inputs else ())
+
+        hooks = [module.register_forward_pre_hook(note) for module in layers]
+        try:
+            with torch.no_grad():
+                self.split.hidden_states(batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [module for module, shapes in seen.items() if shapes != [shape]]
+
+    @contextlib.contextmanager
+    def into(self, sink: Sink) -> Iterator[None]:
+        """Inside, backward passes hand all covered parameters' gradients to ``sink``."""
+        parameters = self.policy.parameters
+
+        def complete(index: int, parameter: torch.Tensor) -> None:
+            gradient, parameter.grad = parameter.grad, None
+            assert gradient is not None
+            sink.whole(index, gradient)
+
+        self.sink = sink
+        hooks = [parameters[i].register_post_accumulate_grad_hook(partial(complete, i)) for i in self.unknown]
+        try:
+            with contextlib.ExitStack() as stack:
+                for module, forward in self.layers.items():
+                    stack.enter_context(replaced(module, forward))
+                yield
+        finally:
+            self.sink = None
+            for hook in hooks:
+                hook.remove()
