@@ -127,7 +127,7 @@ class Exact:
             if whole is not None and whole is not total:
                 product = 0.0 if along is None else inner(whole, along)
                 sums[id(some[0].group)] = product, inner(whole, whole)
-                for to, tensor in zip(total or [], whole, strict=True):
+                for to, tensor in zip(total, whole, strict=True) if total is not None else ():
                     to.add_(tensor)
             return list(sums.values()), record
 

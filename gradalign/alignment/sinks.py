@@ -103,8 +103,8 @@ class Reduce:
             words, inverse = torch.unique(torch.stack([self.owner, ids]), dim=1, return_inverse=True)
             self.pairs = words, inverse
             self.met: torch.Tensor | None = None
-            self.by_group = torch.searchsorted(words[0], torch.arange(len(lengths) + 1, device=ids.device)).tolist()
             self.words = words[1].cpu().numpy()
+            self.by_group = np.searchsorted(words[0].cpu().numpy(), np.arange(len(lengths) + 1))
 
     def _along(self, index: int) -> torch.Tensor | None:
         return None if self.along is None else self.along[index]
@@ -187,7 +187,7 @@ class Reduce:
                 own.zero_()
 
     def _meet(self, group: int, start: int, own: torch.Tensor) -> None:
-        first, last = self.by_group[group], self.by_group[group + 1]
+        first, last = map(int, self.by_group[group : group + 2])
         words = self.words[first:last]
         low, high = (first + int(i) for i in np.searchsorted(words, (start, start + len(own))))
         if self.met is None:
