@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gradalign.cli.bench import SpeedOptions
+from gradalign.cli.bench import FidelityOptions, SpeedOptions
 from gradalign.cli.demo import DemoOptions
 from gradalign.cli.main import COMMANDS, main
 from gradalign.cli.rollout import RolloutOptions
@@ -18,7 +18,7 @@ from gradalign.errors import GradAlignError
 
 KINDS: dict[str, type[Options]] = {
     "demo": DemoOptions, "rollout": RolloutOptions, "score": ScoreOptions, "select": SelectOptions,
-    "train": TrainOptions, "bench speed": SpeedOptions,
+    "train": TrainOptions, "bench speed": SpeedOptions, "bench fidelity": FidelityOptions,
 }  # fmt: skip
 SCORE = ["--model", "m", "--candidates", "c.jsonl", "--validation", "v.jsonl", "--out", "s.parquet"]
 

@@ -6,6 +6,8 @@ are refused: numbers in one file are comparable.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ class Results:
         finish: called with `data` before it is written; fills in summaries and gives the Markdown below the title.
 
     Attributes:
+        identity: 16 hexadecimal digits that depend on every fact and option but the file's name.
         data: the facts, and under ``measured`` what was measured.
 
     Raises:
@@ -37,6 +40,8 @@ class Results:
             raise GradAlignError(f"option --out: {path}: results are JSON; name it .json")
         self.path, self.markdown = path, path.with_suffix(".md")
         self._finish = finish
+        own = {**facts, "options": {name: value for name, value in facts["options"].items() if name != "out"}}
+        self.identity = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
         self.data: dict[str, Any] = {**facts, "measured": {}}
         if path.exists():
             self.data = _same(path, facts)

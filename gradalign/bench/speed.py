@@ -28,7 +28,7 @@ from gradalign.policy.objective import Objective
 
 
 @dataclass(frozen=True)
-class Plan:
+class SpeedPlan:
     """What is measured.
 
     Attributes:
@@ -48,7 +48,7 @@ class Plan:
     seed: int
 
 
-def measure_speed(policy: Policy, model: str, plan: Plan, results: Results, progress: Progress = silent) -> None:
+def measure_speed(policy: Policy, model: str, plan: SpeedPlan, results: Results, progress: Progress = silent) -> None:
     """Measure what ``results`` lacks.
 
     An arm whose memory is not enough is left out with a line; so are finite differences in short types.
@@ -68,7 +68,7 @@ def measure_speed(policy: Policy, model: str, plan: Plan, results: Results, prog
         _workload(policy, name, plan, record, results, progress)
 
 
-def _record(policy: Policy, plan: Plan, workload: Workload) -> dict[str, Any]:
+def _record(policy: Policy, plan: SpeedPlan, workload: Workload) -> dict[str, Any]:
     """The record of a workload of which nothing was measured yet."""
     lengths, shape = workload.lengths, Shape.of(policy.config)
     counts = {arm: ARMS[arm].count(shape, lengths) for arm in plan.arms}
@@ -86,7 +86,7 @@ def _record(policy: Policy, plan: Plan, workload: Workload) -> dict[str, Any]:
 
 
 def _workload(
-    policy: Policy, name: str, plan: Plan, record: dict[str, Any], results: Results, progress: Progress
+    policy: Policy, name: str, plan: SpeedPlan, record: dict[str, Any], results: Results, progress: Progress
 ) -> None:
     missing = [arm for arm in plan.arms if _lacks(record, arm, plan.repeats)]
     if not missing:
@@ -112,7 +112,7 @@ def _lacks(record: dict[str, Any], arm: str, repeats: int) -> bool:
     return arm not in record["left_out"] and len(record["arms"][arm]["seconds"]) < repeats
 
 
-def _direction(policy: Policy, plan: Plan, group: Group) -> Direction:
+def _direction(policy: Policy, plan: SpeedPlan, group: Group) -> Direction:
     """The gradient of a group that is not measured: dots with it are larger than rounding, and can be compared."""
     return build_direction(policy, [group], Exact(policy, Objective(), plan.batch_tokens, True).gradient)
 
