@@ -131,6 +131,8 @@ def test_an_arm_that_does_not_fit_is_left_out(
     assert "warning: arm plain: out of memory; it is left out" in ran.err
     found = _read(tmp_path / "s.json")["summary"]["small"]["arms"]
     assert "plain" not in found
+    assert gradalign(*SPEED, "--arms", "plain", "--out", tmp_path / "p.json").status == 0
+    assert _read(tmp_path / "p.json")["measured"]["small"]["left_out"] == {"plain": "out of memory"}
     assert found["exact"]["speed_up"] is None
 
 

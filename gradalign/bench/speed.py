@@ -58,7 +58,6 @@ def measure_speed(policy: Policy, model: str, plan: SpeedPlan, results: Results,
     """
     for name in plan.workloads:
         require_room(policy, model, name)
-    results.save()
     for name in plan.workloads:
         record = results.measured.setdefault(name, _record(policy, plan, WORKLOADS[name]))
         for arm in plan.arms:
@@ -66,6 +65,7 @@ def measure_speed(policy: Policy, model: str, plan: SpeedPlan, results: Results,
                 short = str(policy.dtype).removeprefix("torch.")
                 record["left_out"][arm] = f"finite differences are lost in the rounding of {short}"
         _workload(policy, name, plan, record, results, progress)
+        results.save()  # also where an arm was left out
 
 
 def _record(policy: Policy, plan: SpeedPlan, workload: Workload) -> dict[str, Any]:
