@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from gradalign.bench.counts import Lengths, Shape, repeated, shared
 from gradalign.bench.speed_arms import ARMS
 from gradalign.bench.workloads import MODELS, WORKLOADS
+from gradalign.cli.bench import SpeedOptions
 from gradalign.policy.load import EMBEDDED
 from tests.conftest import CONFIGS
 
@@ -77,3 +78,8 @@ def test_shapes_hold_the_weights_of_the_models() -> None:
             assert model.model.layers[0].self_attn.q_proj.weight.shape[0] == shape.attention_width
             matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2)  # the head is the embedding, tied
             assert shape.layers * shape.layer_weights + shape.head_weights == matrices
+
+
+def test_help_names_what_there_is() -> None:
+    for option, known in (("model", MODELS), ("workloads", WORKLOADS)):
+        assert all(name in (SpeedOptions.model_fields[option].description or "") for name in known)

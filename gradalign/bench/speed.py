@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from gradalign.alignment.align import Progress, silent
-from gradalign.alignment.direction import Direction, build_direction
-from gradalign.alignment.exact import Exact
+from gradalign.alignment.align import Progress, Scorer, silent
+from gradalign.alignment.direction import Direction
 from gradalign.bench.counts import Shape
 from gradalign.bench.machine import peak, product_seconds, product_width, synchronise
 from gradalign.bench.results import Results
@@ -114,7 +113,7 @@ def _lacks(record: dict[str, Any], arm: str, repeats: int) -> bool:
 
 def _direction(policy: Policy, plan: SpeedPlan, group: Group) -> Direction:
     """The gradient of a group that is not measured: dots with it are larger than rounding, and can be compared."""
-    return build_direction(policy, [group], Exact(policy, Objective(), plan.batch_tokens, True).gradient)
+    return Scorer(policy, Objective(), "exact", plan.batch_tokens).direction([group])
 
 
 def _timed(
