@@ -1,0 +1,103 @@
+"""Operations of one group, counted from shapes: what an engine has to compute, whatever the machine.
+
+A token costs two operations (a product and a sum) for each weight of each matrix it is multiplied by. A backward pass
+costs twice its forward pass (gradients of inputs, gradients of weights). Attention's products are counted apart, over
+visible pairs of tokens. Norms, softmax and other element-wise work are not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a Llama-like model the counts depend on.
+
+    Attributes:
+        layers: number of layers.
+        layer_weights: weights of one layer's matrices.
+        head_weights: weights of the output layer, tied or not.
+        attention_width: heads times head size.
+    """
+
+    layers: int
+    layer_weights: int
+    head_weights: int
+    attention_width: int
+
+    @classmethod
+    def of(cls, config: Any) -> Shape:
+        """The shape that a Llama or Qwen2 configuration describes."""
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        queries, keys = config.num_attention_heads * size, config.num_key_value_heads * size
+        weights = config.hidden_size * (2 * queries + 2 * keys + 3 * config.intermediate_size)
+        return cls(config.num_hidden_layers, weights, config.vocab_size * config.hidden_size, queries)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """One group: prompt tokens, rollouts, and response tokens of each rollout."""
+
+    prompt: int
+    rollouts: int
+    response: int
+
+    @property
+    def tokens(self) -> int:
+        """The prompt once, and all response tokens."""
+        return self.prompt + self.rollouts * self.response
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Operations with weights, and those of attention's two products."""
+
+    weights: int
+    attention: int
+
+    @property
+    def total(self) -> int:
+        """Both."""
+        return self.weights + self.attention
+
+
+Count = Callable[[Shape, Lengths], Operations]
+"""Operations of one group."""
+
+
+def repeated(forwards: int) -> Count:
+    """The prompt repeated for each rollout, logits at all positions; the work of ``forwards`` forward passes."""
+
+    def count(shape: Shape, lengths: Lengths) -> Operations:
+        one = lengths.prompt + lengths.response
+        tokens = lengths.rollouts * one
+        return _operations(shape, forwards, tokens, tokens, lengths.rollouts * _causal(one))
+
+    return count
+
+
+def shared(forwards: int) -> Count:
+    """The prompt once, logits only where a response token is predicted; the work of ``forwards`` forward passes.
+
+    A response's last token predicts nothing and is left out; all first tokens are predicted by the prompt's last.
+    """
+
+    def count(shape: Shape, lengths: Lengths) -> Operations:
+        more = lengths.rollouts * (lengths.response - 1)
+        pairs = _causal(lengths.prompt) + more * lengths.prompt + lengths.rollouts * _causal(lengths.response - 1)
+        return _operations(shape, forwards, lengths.prompt + more, 1 + more, pairs)
+
+    return count
+
+
+def _operations(shape: Shape, forwards: int, tokens: int, places: int, pairs: int) -> Operations:
+    weights = tokens * shape.layers * shape.layer_weights + places * shape.head_weights
+    return Operations(2 * forwards * weights, 2 * forwards * 2 * pairs * shape.layers * shape.attention_width)
+
+
+def _causal(length: int) -> int:
+    """Pairs of a token with itself and those before it."""
+    return length * (length + 1) // 2
