@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gradalign.alignment.align import score
-from gradalign.alignment.direction import Direction, build_direction, dot
+from gradalign.alignment.direction import Direction, build_direction, dot, one_by_one
 from gradalign.errors import GradAlignError, GradAlignWarning
 from gradalign.policy.group import Group, Rollout
 from gradalign.policy.load import Policy
@@ -15,21 +15,19 @@ from gradalign.policy.objective import Objective
 from tests.conftest import make_groups, make_policy
 
 
-class Fake:
-    """A policy whose groups' gradients are what the test says."""
+def build(gradients: list[np.ndarray], **options: Any) -> Direction:
+    """The direction of groups whose gradients are what the test says."""
+    groups = [Group(f"v{i}", np.array([1]), [Rollout(np.array([1]), r) for r in (0.0, 1.0)])
+              for i in range(len(gradients))]  # fmt: skip
+    table = {
+        g.key: [torch.from_numpy(v[:-10].copy()), torch.from_numpy(v[-10:].copy())]
+        for g, v in zip(groups, gradients, strict=True)
+    }
 
-    def __init__(self, size: int = 50) -> None:
-        self.parameters = [torch.zeros(size - 10), torch.zeros(10)]
-        self.reduction_dtype = torch.float64
+    def zeros() -> list[torch.Tensor]:
+        return [torch.zeros(len(gradients[0]) - 10).double(), torch.zeros(10).double()]
 
-    def build(self, gradients: list[np.ndarray], **options: Any) -> Direction:
-        groups = [Group(f"v{i}", np.array([1]), [Rollout(np.array([1]), r) for r in (0.0, 1.0)])
-                  for i in range(len(gradients))]  # fmt: skip
-        table = {
-            g.key: [torch.from_numpy(v[:-10].copy()), torch.from_numpy(v[-10:].copy())]
-            for g, v in zip(groups, gradients, strict=True)
-        }
-        return build_direction(cast(Policy, self), groups, lambda group: table[group.key], **options)
+    return build_direction(groups, one_by_one(lambda group: table[group.key], zeros), **options)
 
 
 def flat(direction: Direction) -> np.ndarray:
@@ -38,7 +36,7 @@ def flat(direction: Direction) -> np.ndarray:
 
 def test_the_direction_is_the_normalised_mean() -> None:
     gradients = list(np.random.default_rng(0).normal(size=(7, 50)))
-    direction = Fake().build(gradients)
+    direction = build(gradients)
     mean = np.mean(gradients, axis=0)
     np.testing.assert_allclose(flat(direction), mean / np.linalg.norm(mean))
     assert direction.norm == pytest.approx(np.linalg.norm(mean))
@@ -47,7 +45,7 @@ def test_the_direction_is_the_normalised_mean() -> None:
 
 def test_the_halves_depend_on_the_seed_and_the_direction_does_not() -> None:
     gradients = list(np.random.default_rng(0).normal(size=(12, 50)))
-    one, other = Fake().build(gradients, seed=1), Fake().build(gradients, seed=2)
+    one, other = build(gradients, seed=1), build(gradients, seed=2)
     assert one.reliability != pytest.approx(other.reliability, abs=1e-6)
     np.testing.assert_allclose(flat(one), flat(other), atol=1e-12)
 
@@ -55,24 +53,24 @@ def test_the_halves_depend_on_the_seed_and_the_direction_does_not() -> None:
 def test_unit_weighs_problems_alike() -> None:
     gradients = list(np.random.default_rng(0).normal(size=(6, 50)) * np.array([1, 100, 1, 1, 1, 1])[:, None])
     mean = np.mean([g / np.linalg.norm(g) for g in gradients], axis=0)
-    np.testing.assert_allclose(flat(Fake().build(gradients, unit=True)), mean / np.linalg.norm(mean))
+    np.testing.assert_allclose(flat(build(gradients, unit=True)), mean / np.linalg.norm(mean))
 
 
 def test_reliability_tells_signal_from_noise() -> None:
     rng = np.random.default_rng(1)
     signal = rng.normal(size=50)
-    clear = Fake().build(list(signal + 0.5 * rng.normal(size=(20, 50))))
+    clear = build(list(signal + 0.5 * rng.normal(size=(20, 50))))
     assert clear.reliability is not None
     assert clear.reliability > 0.9
     assert not clear.within_noise
-    noise = [Fake().build(list(rng.normal(size=(20, 50))), seed=s).within_noise for s in range(40)]
+    noise = [build(list(rng.normal(size=(20, 50))), seed=s).within_noise for s in range(40)]
     assert np.mean(noise) > 0.85
 
 
 def test_reliability_is_the_cosine_of_the_halves_and_its_error_is_about_right() -> None:
     rng = np.random.default_rng(2)
     signal = 0.3 * rng.normal(size=50)
-    built = [Fake().build(list(signal + rng.normal(size=(40, 50)))) for _ in range(60)]
+    built = [build(list(signal + rng.normal(size=(40, 50)))) for _ in range(60)]
     cosines = np.array([d.reliability for d in built], np.float64)
     errors = np.array([d.reliability_se for d in built], np.float64)
     assert 0.4 < errors.mean() / cosines.std() < 1.6
@@ -82,14 +80,14 @@ def test_reliability_is_the_cosine_of_the_halves_and_its_error_is_about_right() 
 def test_noise_is_seldom_taken_for_a_signal(count: int) -> None:
     """At most 5 % of pure-noise validation sets (nominally 2.5 %), at any size; 400 draws, three errors."""
     rng = np.random.default_rng(count)
-    wrong = [not Fake().build(list(rng.normal(size=(count, 50)))).within_noise for _ in range(400)]
+    wrong = [not build(list(rng.normal(size=(count, 50)))).within_noise for _ in range(400)]
     assert np.mean(wrong) <= 0.05 + 3 * (0.05 * 0.95 / 400) ** 0.5
 
 
 def test_few_validation_problems_cannot_be_told() -> None:
     rng = np.random.default_rng(3)
-    assert Fake().build([rng.normal(size=50)]).reliability is None
-    three = Fake().build(list(rng.normal(size=(3, 50))))
+    assert build([rng.normal(size=50)]).reliability is None
+    three = build(list(rng.normal(size=(3, 50))))
     assert three.reliability is not None
     assert three.reliability_se is None
     assert three.within_noise
@@ -98,9 +96,9 @@ def test_few_validation_problems_cannot_be_told() -> None:
 def test_gradients_that_cancel_or_explode() -> None:
     g = np.ones(50)
     with pytest.raises(GradAlignError, match="cancel to zero"):
-        Fake().build([g, -g])
+        build([g, -g])
     with pytest.raises(GradAlignError, match=r"problem 'v\d': gradient not finite"):
-        Fake().build([g, g * np.nan])
+        build([g, g * np.nan])
 
 
 def test_a_one_sided_validation_set_says_what_to_do() -> None:

@@ -179,6 +179,26 @@ def build_direction(
     return Direction(first, norm, len(scored), silent, invalid, reliability, reliability_se)
 
 
+def one_by_one(gradient: Callable[[Group], list[torch.Tensor]], zeros: Callable[[], list[torch.Tensor]]) -> AddUp:
+    """Adds up what ``gradient`` gives of each group, one tensor a covered parameter, beginning with ``zeros``."""
+
+    def add_up(
+        groups: Sequence[Group], along: Tensors | None, unit: bool, done: Callable[[], None]
+    ) -> tuple[list[torch.Tensor], list[float]]:
+        total, products = zeros(), []
+        for group in groups:
+            own = gradient(group)
+            norm = inner(own, own) ** 0.5 if unit else 1.0
+            scale = 1 / norm if norm > 0 else 0.0
+            for t, g in zip(total, own, strict=True):
+                t.add_(g, alpha=scale)
+            products.append(0.0 if along is None else scale * inner(own, along))
+            done()
+        return total, products
+
+    return add_up
+
+
 def _not_finite(groups: Sequence[Group], add_up: AddUp, unit: bool) -> GradAlignError:
     """The error that names the first problem whose gradient is not finite."""
     for group in groups:

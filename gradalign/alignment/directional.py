@@ -1,205 +1,220 @@
 """Engine ``directional``: forward passes alone, but for the self-check of a few groups.
 
-A rollout's derivative c_k = <grad log pi(y_k), v/|v|> is a directional derivative, hence a difference of two forward
-passes with the weights moved by a step h along v/|v|:
+A rollout's derivative c_k = <grad log pi(y_k), v/|v|> is a directional derivative. Three ways to take it:
 
-    c_k = (log pi(y_k; theta + h v/|v|) - log pi(y_k; theta - h v/|v|)) / 2h + O(h^2).
+- ``central``: c_k = (log pi(y_k; theta + h v/|v|) - log pi(y_k; theta - h v/|v|)) / 2h + O(h^2), two forward passes;
+- ``one-sided``: c_k = (log pi(y_k; theta + h v/|v|) - log pi(y_k; theta)) / h + O(h), one forward pass where the
+  log-probabilities at theta are known from the very same passes (`Directional.record`, or engine ``exact`` as a
+  by-product): what a sampler stored is of other arithmetic, and its rounding would be divided by h;
+- ``forward-mode``: tangents carried through one forward pass, exact but for rounding, hence the way in half precision,
+  where a finite step would be lost; costs about three.
 
-Too short a step drowns in rounding, too long a one leaves the linear range; the step is chosen on a few of the groups
-to be scored, whose dots are also computed by the exact engine: which is the run's self-check at the same time. Weights
-are restored bit for bit, also after an exception.
+The step is found by a rule (`gradalign.alignment.steps`) on a few of the groups to be scored, whose dots are also
+computed by the exact engine: which is the run's self-check at the same time.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Literal, get_args
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
 
 from gradalign.alignment.direction import Direction
-from gradalign.alignment.exact import Exact
+from gradalign.alignment.exact import Exact, Recorded
+from gradalign.alignment.moved import movable, tangent
+from gradalign.alignment.passes import Budget
 from gradalign.alignment.record import Floats, Numbers, from_contributions
+from gradalign.alignment.steps import Step, search
 from gradalign.errors import GradAlignError
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
-from gradalign.policy.logprobs import token_logprobs
+from gradalign.policy.logprobs import per_rollout, token_logprobs
 from gradalign.policy.objective import Objective
-from gradalign.policy.trunk import Split
 from gradalign.policy.packing import Row, batches_of, lay_out, rows_of
+from gradalign.policy.trunk import Split
 from gradalign.problems.schema import uniform_hash
 
-START, FACTOR = 0.01, 4.0
-"""The first step tried, in units of the weights, and the factor between one and the next."""
-GOOD = 0.001
-"""An error of the dots, relative to their root mean square, at which no other step is tried."""
+Difference = Literal["central", "one-sided", "forward-mode"]
 TRIED = 8
 """Groups on which steps are tried, at most."""
 TOLERANCE = 0.05
 """Largest error of the dots on those groups, relative to their root mean square, that is let pass."""
-SWEEP = 64
-"""Batches between two moves of the weights, at most."""
-GROUPS = 256
-"""Groups measured at a time."""
+SWEEP = 16
+"""Batches' worth of tokens between two moves of the weights, at most."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A finite-difference step and its error.
-
-    Attributes:
-        length: h, the distance the weights are moved each way.
-        error: root mean square difference to the exact dots over their root mean square.
-    """
-
-    length: float
-    error: float
-
-
-def require_float32(policy: Policy) -> None:
-    """Refuse weights in which a finite-difference step is lost.
+def difference_for(policy: Policy, wanted: str | None) -> Difference:
+    """How to differentiate: ``wanted``, or what the weights' type allows.
 
     Raises:
-        GradAlignError: the weights are in a shorter floating-point type than float32.
+        GradAlignError: finite differences in a type in which the step is lost.
     """
-    if policy.dtype not in (torch.float32, torch.float64):
+    half = policy.dtype not in (torch.float32, torch.float64)
+    if half and wanted not in (None, "forward-mode"):
         raise GradAlignError(
-            f"forward-only scores need float32 weights: in {str(policy.dtype).removeprefix('torch.')} the step is "
-            "lost in rounding; add --dtype float32, or take --engine exact without --contributions"
+            f"{wanted} differences need float32 weights: in {str(policy.dtype).removeprefix('torch.')} the step is lost "
+            "in rounding; add --dtype float32, or take --difference forward-mode"
         )
+    chosen: Difference = next((name for name in get_args(Difference) if name == wanted), "central")
+    return "forward-mode" if half else chosen
 
 
 class Directional:
     """See the module's text.
 
     Args:
-        policy: the policy; float32 (or float64) weights.
+        policy: the policy.
         objective: what is differentiated.
         batch_tokens: tokens in one forward pass, at most (one row at least).
         packed: a group's prompt is computed once; see `gradalign.policy.logprobs.packs`.
+        difference: how derivatives are taken; None leaves it to the weights' type.
 
     Raises:
-        GradAlignError: the weights are in a shorter floating-point type.
+        GradAlignError: finite differences in half precision.
     """
 
     provides = frozenset({"dot", "se", "t", "corr"})
 
-    def __init__(self, policy: Policy, objective: Objective, batch_tokens: int, packed: bool) -> None:
-        require_float32(policy)
-        self.policy = policy
-        self.objective = objective
-        self.batch_tokens = batch_tokens
-        self.packed = packed
-        self.step: Step | None = None
+    def __init__(
+        self, policy: Policy, objective: Objective, batch_tokens: int, packed: bool, difference: str | None = None
+    ) -> None:
+        self.policy, self.objective, self.packed = policy, objective, packed
+        self.difference = difference_for(policy, difference)
+        self.budget = Budget(batch_tokens)
         self.split = Split(policy)
+        self.step: Step | None = None
 
-    def measure(self, groups: Sequence[Group], direction: Direction) -> Iterator[Numbers]:
-        """Dot, se, t and corr of each group; call `calibrate` first."""
-        for start in range(0, len(groups), GROUPS):
-            some = groups[start : start + GROUPS]
-            for group, derivatives in zip(some, self.derivatives(some, direction), strict=True):
+    def measure(
+        self, groups: Iterable[Group], direction: Direction, recorded: Recorded | None = None
+    ) -> Iterator[Numbers]:
+        """Dot, se, t and corr of each group; call `calibrate` first.
+
+        Args:
+            groups: are taken as they are needed; all at once with ``recorded``.
+            direction: along which derivatives are taken.
+            recorded: the groups' passes at theta, for one-sided differences.
+        """
+        for some in [list(groups)] if recorded is not None else self._sweeps(groups):
+            for group, derivatives in zip(some, self.derivatives(some, direction, recorded=recorded), strict=True):
                 yield (
                     from_contributions(group, self.objective, derivatives)
                     if np.isfinite(derivatives).all()
-                    else (Numbers(dot=float("nan")))
+                    else Numbers(dot=float("nan"))
                 )
 
-    def derivatives(self, groups: Sequence[Group], direction: Direction, length: float | None = None) -> list[Floats]:
-        """(rollouts,) directional derivatives c_k of each group, by central differences of ``length``."""
-        if length is None:
+    def record(self, groups: Sequence[Group]) -> Recorded:
+        """The groups' passes at theta, for one-sided differences along any number of directions."""
+        while True:
+            passes = self._passes(groups)
+            with torch.no_grad():
+                values = self.budget.attempt(lambda: [self._logprobs(rows) for rows in passes], passes, self.packed)  # noqa: B023
+            if values is not None:
+                return list(zip(passes, values, strict=True))
+
+    def derivatives(
+        self,
+        groups: Sequence[Group],
+        direction: Direction,
+        length: float | None = None,
+        recorded: Recorded | None = None,
+    ) -> list[Floats]:
+        """(rollouts,) directional derivatives c_k of each group.
+
+        Args:
+            groups: the groups.
+            direction: v/|v|.
+            length: of the step; None takes the calibrated one.
+            recorded: the groups' passes at theta; one-sided differences make them where they are not given.
+        """
+        if self.difference == "one-sided":
+            recorded = self.record(groups) if recorded is None else recorded
+        if length is None and self.difference != "forward-mode":
             assert self.step is not None, "calibrate() was not called"
             length = self.step.length
+        while True:
+            passes = [rows for rows, _ in recorded] if recorded is not None else self._passes(groups)
+            run = partial(self._along, passes, direction, length or 0.0, recorded)
+            found = self.budget.attempt(run, passes, self.packed)
+            if found is not None:
+                break
         distinct = [group.distinct() for group in groups]
-        rows = [row for group, _ in distinct for row in rows_of(group, self.batch_tokens, self.packed)]
-        batches = list(batches_of(rows, self.batch_tokens, self.packed))
-        moved: list[Floats] = []
-        for start in range(0, len(batches), SWEEP):
-            sweep = batches[start : start + SWEEP]
-            with self._weights_moved(direction, length):
-                ahead = [self._token_logprobs(batch) for batch in sweep]
-            with self._weights_moved(direction, -length):
-                moved.extend(self._per_rollout(b, a) for b, a in zip(sweep, ahead, strict=True))
-        flat = np.concatenate(moved) / (2 * length)
-        own = np.split(flat, np.cumsum([len(group.rollouts) for group, _ in distinct])[:-1])
+        own = np.split(np.concatenate(found), np.cumsum([len(group.rollouts) for group, _ in distinct])[:-1])
         return [values[owner] for values, (_, owner) in zip(own, distinct, strict=True)]
 
     def calibrate(self, groups: Sequence[Group], direction: Direction) -> Step:
-        """Choose the step on up to `TRIED` of ``groups``, all ``scored``: downhill in the error from `START`.
-
-        The error has one valley: rounding falls with the step, the distance from the linear range grows with it.
+        """Find the step on up to `TRIED` of ``groups``, all ``scored``, and check the engine against exact dots there.
 
         Raises:
             GradAlignError: no step comes within `TOLERANCE`.
         """
         some = sorted(groups, key=lambda group: uniform_hash("calibrate", group.key))[:TRIED]
-        exact = Exact(self.policy, self.objective, self.batch_tokens, self.packed)
-        known = list(exact.measure(some, direction))
+        recorded: Recorded = []
+        exact = Exact(self.policy, self.objective, self.budget.tokens, self.packed)
+        known = list(exact.measure(some, direction, recorded))
         for group, numbers in zip(some, known, strict=True):
             numbers.require_finite(group)
         truth = np.array([numbers.dot for numbers in known], np.float64)
         scale = float(np.sqrt((truth**2).mean())) or 1.0
-        errors: dict[float, float] = {}
-        best, untried = START, [START]
-        while untried and errors.get(best, np.inf) > GOOD:
-            for length in untried:
-                derivatives = self.derivatives(some, direction, length)
-                dots = [from_contributions(g, self.objective, d).dot for g, d in zip(some, derivatives, strict=True)]
-                error = float(np.sqrt(((np.array(dots, np.float64) - truth) ** 2).mean())) / scale
-                errors[length] = error if np.isfinite(error) else np.inf
-            best = min(errors, key=lambda length: errors[length])
-            untried = [length for length in (best / FACTOR, best * FACTOR) if length not in errors]
-        if not errors[best] <= TOLERANCE:
+        base = recorded if self.difference == "one-sided" else None
+
+        def error(length: float) -> float:
+            derivatives = self.derivatives(some, direction, length, base)
+            dots = [from_contributions(g, self.objective, d).dot for g, d in zip(some, derivatives, strict=True)]
+            found = float(np.sqrt(((np.array(dots, np.float64) - truth) ** 2).mean())) / scale
+            return found if np.isfinite(found) else np.inf
+
+        order = 1 if self.difference == "one-sided" else 2
+        self.step = Step(0.0, error(0.0)) if self.difference == "forward-mode" else search(error, order)
+        if not self.step.error <= TOLERANCE:
+            at = "" if self.difference == "forward-mode" else f" at the best step ({self.step.length:g})"
             raise GradAlignError(
-                f"forward-only scores disagree with exact ones by {errors[best]:.0%} on {len(some)} problems at "
-                f"the best step ({best:g}); take --engine exact without --contributions"
+                f"forward-only scores ({self.difference}) disagree with exact ones by {self.step.error:.0%} on "
+                f"{len(some)} problems{at}; take --engine exact without --contributions"
             )
-        self.step = Step(best, errors[best])
         return self.step
 
-    @contextlib.contextmanager
-    def _weights_moved(self, direction: Direction, length: float) -> Iterator[None]:
-        with torch.no_grad(), self._padding_embedding_held():
-            kept = [p.detach().clone() for p in self.policy.parameters]
-            try:
-                for parameter, unit in zip(self.policy.parameters, direction.unit, strict=True):
-                    parameter.add_(unit, alpha=length)
-                yield
-            finally:
-                for parameter, old in zip(self.policy.parameters, kept, strict=True):
-                    parameter.copy_(old)
+    def _sweeps(self, groups: Iterable[Group]) -> Iterator[list[Group]]:
+        """The groups, some at a time."""
+        some: list[Group] = []
+        tokens = 0
+        for group in groups:
+            some.append(group)
+            tokens += len(group.prompt_ids) + sum(len(rollout.response_ids) for rollout in group.rollouts)
+            if tokens >= SWEEP * self.budget.tokens:
+                yield some
+                some, tokens = [], 0
+        if some:
+            yield some
 
-    @contextlib.contextmanager
-    def _padding_embedding_held(self) -> Iterator[None]:
-        """Keep the input embedding of the padding token where it is.
+    def _passes(self, groups: Sequence[Group]) -> list[list[Row]]:
+        distinct = [group.distinct()[0] for group in groups]
+        rows = [row for group in distinct for row in rows_of(group, self.budget.tokens, self.packed)]
+        return list(batches_of(rows, self.budget.tokens, self.packed))
 
-        Autograd gives an embedding's ``padding_idx`` no gradient, so training never moves it as an input; where the
-        weights are tied to the output layer, moving them would.
-        """
-        embedding = self.policy.model.get_input_embeddings()
-        padding = getattr(embedding, "padding_idx", None)
-        if padding is None:
-            yield
-            return
-        held = embedding(torch.tensor([padding], device=self.policy.device))[0]
+    def _along(
+        self, passes: Sequence[list[Row]], direction: Direction, length: float, recorded: Recorded | None
+    ) -> list[Floats]:
+        """(rollouts of its rows,) derivatives of each pass."""
+        if self.difference == "forward-mode":
+            with tangent(self.policy, direction) as factor:
+                return [self._logprobs(rows, tangents=True) / factor for rows in passes]
+        with movable(self.policy, direction) as move:
+            move(length)
+            ahead = [self._logprobs(rows) for rows in passes]
+            if recorded is not None:
+                return [(a - base) / length for a, (_, base) in zip(ahead, recorded, strict=True)]
+            move(-length)
+            return [(a - self._logprobs(rows)) / (2 * length) for a, rows in zip(ahead, passes, strict=True)]
 
-        def hold(module: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
-            return torch.where((inputs[0] == padding)[..., None], held, output)
-
-        hook = embedding.register_forward_hook(hold)
-        try:
-            yield
-        finally:
-            hook.remove()
-
-    def _token_logprobs(self, rows: list[Row]) -> torch.Tensor:
+    def _logprobs(self, rows: Sequence[Row], tangents: bool = False) -> Floats:
+        """(rollouts of the rows,) log pi(y_k), summed over counted tokens, or their tangents."""
         batch = lay_out(rows, self.packed, self.policy.device)
-        return token_logprobs(self.split, batch, self.objective.temperature)
-
-    def _per_rollout(self, rows: list[Row], ahead: torch.Tensor) -> Floats:
-        """(rollouts of the rows,) change of log pi(y_k), summed over counted tokens in float64."""
-        batch = lay_out(rows, self.packed, self.policy.device)
-        change = (ahead - token_logprobs(self.split, batch, self.objective.temperature)).double() * batch.counted
-        sums = torch.zeros(batch.n_rollouts, dtype=torch.float64, device=change.device)
-        return sums.index_add_(0, batch.rollout, change).cpu().numpy()
+        values = token_logprobs(self.split, batch, self.objective.temperature)
+        if tangents:
+            carried = forward_ad.unpack_dual(values).tangent
+            values = torch.zeros_like(values) if carried is None else carried
+        return per_rollout(batch, values)

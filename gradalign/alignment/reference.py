@@ -6,12 +6,12 @@ log-softmax over all logits, one backward pass a rollout. Slow on purpose; sees 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
-from gradalign.alignment.direction import Direction, Tensors, inner
+from gradalign.alignment.direction import AddUp, Direction, one_by_one
 from gradalign.alignment.record import Numbers, from_contributions
 from gradalign.policy.group import Group, Rollout
 from gradalign.policy.load import Policy
@@ -31,25 +31,10 @@ class Reference:
         """The group's policy gradient, one tensor a covered parameter."""
         return self._measure(group, None)[0]
 
-    def add_up(
-        self,
-        groups: Sequence[Group],
-        along: Tensors | None = None,
-        unit: bool = False,
-        done: Callable[[], None] = lambda: None,
-    ) -> tuple[list[torch.Tensor], list[float]]:
-        """The sum of the groups' gradients, and each one's inner product with ``along``; see `AddUp`."""
-        policy, products = self.policy, []
-        total = [torch.zeros_like(p, dtype=policy.reduction_dtype) for p in policy.parameters]
-        for group in groups:
-            own = self.gradient(group)
-            norm = inner(own, own) ** 0.5
-            scale = (1 / norm if norm > 0 else 0.0) if unit else 1.0
-            for t, g in zip(total, own, strict=True):
-                t.add_(g, alpha=scale)
-            products.append(0.0 if along is None else scale * inner(own, along))
-            done()
-        return total, products
+    @property
+    def add_up(self) -> AddUp:
+        """Adds gradients up."""
+        return one_by_one(self.gradient, self._zeros)
 
     def measure(self, groups: Sequence[Group], direction: Direction) -> Iterator[Numbers]:
         """Numbers of each group, all six of them."""
@@ -61,9 +46,12 @@ class Reference:
             numbers.dot, numbers.norm, numbers.cosine = dot, norm, dot / norm if norm > 0 else 0.0
             yield numbers
 
+    def _zeros(self) -> list[torch.Tensor]:
+        return [torch.zeros_like(p, dtype=self.policy.reduction_dtype) for p in self.policy.parameters]
+
     def _measure(self, group: Group, direction: Direction | None) -> tuple[list[torch.Tensor], np.ndarray]:
         policy = self.policy
-        total = [torch.zeros_like(p, dtype=policy.reduction_dtype) for p in policy.parameters]
+        total = self._zeros()
         derivatives = np.zeros(len(group.rollouts))
         for k, coefficient in enumerate(self.objective.coefficients(group)):
             score = torch.autograd.grad(

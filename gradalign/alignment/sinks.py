@@ -97,7 +97,6 @@ class Reduce:
         self.uniform = lengths.min() == lengths.max()
         self.padded = torch.from_numpy(padded).to(ids.device)
         self.owner = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(ids.device)
-        self.member = torch.nn.functional.one_hot(self.owner, len(lengths)).t().to(dtype)
         self.carried: dict[int, torch.Tensor] = {}
         if tied is not None:  # rows of the output layer's gradient that the embedding's meets
             words, inverse = torch.unique(torch.stack([self.owner, ids]), dim=1, return_inverse=True)
@@ -166,7 +165,8 @@ class Reduce:
         """See `Sink`."""
         if self.beside is not None:
             self.beside.vector(index, d)
-        self._add_all(slice(None), self.member @ d.to(self.dtype), self._along(index))
+        own = d.new_zeros(len(self.spans), d.shape[1], dtype=self.dtype).index_add_(0, self.owner, d.to(self.dtype))
+        self._add_all(slice(None), own, self._along(index))
 
     def head(self, index: int, group: int, start: int, a: torch.Tensor, b: torch.Tensor, more: bool) -> None:
         """See `Sink`."""

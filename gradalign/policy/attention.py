@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
 from transformers import AttentionInterface
 
 from gradalign.policy.packing import Batch
@@ -199,17 +200,18 @@ def _attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scaling: float, cap: float | None
 ) -> torch.Tensor:
     """(sequences, heads, queries, head size); causal where there is no mask."""
-    grouped = q.shape[1] != k.shape[1]
-    if grouped and q.device.type == "cuda" and mask is not None:  # no fast kernel there takes both
-        k, v = (tensor.repeat_interleave(q.shape[1] // k.shape[1], 1) for tensor in (k, v))
-        grouped = False
-    if cap is None:
+    fused = cap is None and forward_ad.unpack_dual(q).tangent is None  # kernels know neither caps nor tangents
+    repeats = q.shape[1] // k.shape[1]
+    if repeats > 1 and (not fused or (q.device.type == "cuda" and mask is not None)):  # no fast kernel takes both
+        k, v = (tensor.repeat_interleave(repeats, 1) for tensor in (k, v))
+        repeats = 1
+    if fused:
         return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=repeats > 1
         )
-    if grouped:
-        k, v = (tensor.repeat_interleave(q.shape[1] // k.shape[1], 1) for tensor in (k, v))
-    scores = torch.tanh(q @ k.transpose(-1, -2) * (scaling / cap)) * cap
+    scores = q @ k.transpose(-1, -2) * scaling
+    if cap is not None:
+        scores = torch.tanh(scores / cap) * cap
     if mask is None:
         longest = q.shape[2]
         seen = torch.ones(longest, longest, dtype=torch.bool, device=q.device).tril()
