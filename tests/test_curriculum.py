@@ -11,15 +11,16 @@ import torch
 from hypothesis import given
 
 from gradalign.alignment.direction import Direction
+from gradalign.alignment.saved import origin_of
 from gradalign.curriculum.chunks import Chunks
 from gradalign.curriculum.curriculum import Curriculum
 from gradalign.curriculum.round import RoundPlan
-from gradalign.curriculum.state import State, load_direction, save_direction
+from gradalign.curriculum.state import DIRECTION, State
 from gradalign.errors import GradAlignError
-from gradalign.policy.load import Policy
 from gradalign.problems.embedded import make_pool
 from gradalign.processes import ALONE, Processes
 from gradalign.selection import STRATEGIES, Size
+from tests.conftest import make_policy
 
 
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 5))
@@ -110,13 +111,19 @@ def test_state_survives_its_file_and_refuses_another_run(tmp_path: Path) -> None
         state.load(tmp_path / "nothing")
 
 
-def test_a_direction_survives_its_file_bit_for_bit(tmp_path: Path, embedded: Policy) -> None:
-    unit = [torch.randn_like(p) for p in embedded.parameters]
-    direction = Direction(unit, 0.1 + 0.2, 5, 1, 0, 0.3, None)
-    save_direction(tmp_path, embedded, direction)
-    found = load_direction(tmp_path, embedded)
-    assert all(torch.equal(a, b) for a, b in zip(found.unit, unit, strict=True))
-    assert found.facts() == direction.facts()
+def test_a_direction_is_kept_with_the_weights_it_was_taken_at(tmp_path: Path) -> None:
+    taken, moved = make_policy("llama"), make_policy("llama", scale=5.0)
+    unit = [torch.zeros_like(p) for p in taken.parameters]
+    unit[0][0, 0] = 1.0
+    first = curriculum(tmp_path / "run")
+    first.follow(Direction(unit, 2.0, 5, 1, 0, 0.3, None), taken, tmp_path / "run" / "round-0000")
+    first.save(tmp_path / "checkpoint-1", moved)
+    later = curriculum(tmp_path / "run")
+    later.load(tmp_path / "checkpoint-1", moved)
+    later.save(tmp_path / "checkpoint-2", moved)
+    files = [p / DIRECTION for p in (tmp_path / "run" / "round-0000", *sorted(tmp_path.glob("checkpoint-*")))]
+    assert {origin_of(path) for path in files} == {taken.fingerprint} != {moved.fingerprint}
+    assert len({path.read_bytes() for path in files}) == 1
 
 
 def test_directions_are_averaged_with_their_lengths() -> None:

@@ -12,6 +12,7 @@ import json
 import sys
 from pathlib import Path
 
+from gradalign.alignment.align import provides
 from gradalign.alignment.record import Alignment
 from gradalign.alignment.table import read_alignments
 from gradalign.problems.read import read_problems
@@ -44,7 +45,10 @@ def main(run: Path) -> None:
     print(f"| problems | {' | '.join(map(str, counts))} |\n")
 
     print("| strategy | corrupted among the best 1/8 | among the best 1/4 |\n|---|---|---|")
+    served = provides(options["engine"], options["contributions"])
     for name, strategy in STRATEGIES.items():
+        if strategy.needs_engine and strategy.needs not in served:
+            continue
         shares = []
         for part in (8, 4):
             choose(alignments, strategy, Size(fraction=1 / part), options["seed"])

@@ -222,17 +222,22 @@ def score(
     unit: bool = False,
     seed: int = 0,
     progress: Progress = silent,
+    direction: Direction | None = None,
 ) -> Scored:
     """Align candidate groups with the validation direction; see `Scorer` for the arguments.
+
+    With a ready ``direction``, the validation groups are not looked at.
 
     Raises:
         GradAlignError: unknown engine; no validation problem carries a gradient; a number that is not finite.
     """
     scorer = Scorer(policy, objective, engine, batch_tokens, contributions, unit, seed)
-    start = time.perf_counter()
-    direction = scorer.direction(validation, progress)
+    seconds: dict[str, float] = {}
+    if direction is None:
+        start = time.perf_counter()
+        direction = scorer.direction(validation, progress)
+        seconds["direction"] = time.perf_counter() - start
     warn_of_noise(direction)
-    seconds = time.perf_counter() - start
     scored = scorer.measure(candidates, direction, progress)
-    scored.seconds = {"direction": seconds, **scored.seconds}
+    scored.seconds = seconds | scored.seconds
     return scored

@@ -26,6 +26,7 @@ class Numbers:
         se: standard error of dot over rollouts.
         t: dot / se.
         corr: Pearson correlation over rollouts of the reward with the weighted directional derivative.
+        learnalign: LearnAlign's score among all groups that were measured; see `gradalign.alignment.learnalign`.
     """
 
     dot: float | None = None
@@ -34,6 +35,7 @@ class Numbers:
     se: float | None = None
     t: float | None = None
     corr: float | None = None
+    learnalign: float | None = None
 
     def require_finite(self, group: Group) -> None:
         """Refuse NaN and infinity.
@@ -41,7 +43,7 @@ class Numbers:
         Raises:
             GradAlignError: a number that was measured is not finite; names the group's problem.
         """
-        values = (self.dot, self.norm, self.cosine, self.se, self.t, self.corr)
+        values = (self.dot, self.norm, self.cosine, self.se, self.t, self.corr, self.learnalign)
         if not all(value is None or math.isfinite(value) for value in values):
             raise GradAlignError(
                 f"candidates: problem {group.key!r}: its alignment is not finite (NaN or infinity in the model's "

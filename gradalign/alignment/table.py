@@ -13,7 +13,7 @@ from gradalign.errors import GradAlignError
 from gradalign.files import replacing
 from gradalign.rows import read_rows
 
-NUMBERS = ("dot", "norm", "cosine", "se", "t", "corr")
+NUMBERS = ("dot", "norm", "cosine", "se", "t", "corr", "learnalign")
 
 SCHEMA = pa.schema(
     [

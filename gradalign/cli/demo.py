@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from gradalign.alignment.align import warn_of_noise
+from gradalign.alignment.align import provides, warn_of_noise
 from gradalign.alignment.record import unscored
 from gradalign.cli.options import Count, Share
 from gradalign.config import Options, parse, resolved
@@ -108,7 +108,10 @@ def choose_once(
 
     rates = {group.key: float(group.rewards.mean()) for group in result.groups}
     rows: list[list[Cell]] = []
+    served = provides(plan.engine, plan.contributions)
     for name, strategy in STRATEGIES.items():
+        if strategy.needs_engine and strategy.needs not in served:
+            continue
         blind = strategy.needs == "nothing"
         alignments = [unscored(p.key, p.source) for p in pool] if blind else result.alignments
         choose(alignments, strategy, plan.size, options.seed)

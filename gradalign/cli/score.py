@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import model_validator
+
 from gradalign.alignment.align import score
+from gradalign.alignment.direction import Direction
+from gradalign.alignment.saved import is_direction, load_direction, origin_of, save_direction
 from gradalign.alignment.table import is_alignments, write_alignments
 from gradalign.cli.options import PolicyOptions, ScoringOptions, SelectionOptions, distinct
 from gradalign.config import parse, resolved
@@ -24,12 +28,28 @@ class ScoreOptions(SelectionOptions, ScoringOptions, PolicyOptions):
 
     candidates: Path
     """Rollouts of the candidate problems, .parquet or .jsonl: key, prompt_ids, response_ids, reward."""
-    validation: Path
-    """Rollouts of the trusted validation set, in the same form."""
+    validation: Path | None = None
+    """Rollouts of the trusted validation set, in the same form; this or --direction."""
+    direction: Path | None = None
+    """Direction that an earlier run saved, to take instead of the validation set's."""
+    save_direction: Path | None = None
+    """Keep the validation set's direction in this file (.safetensors), for later runs' --direction."""
     out: Path
     """Alignment table to write (.parquet); its configuration lands beside it."""
     on_bad_row: OnBadRow = "stop"
     """A row that cannot be scored stops the run, or marks its problem no_tokens or failed."""
+
+    @model_validator(mode="after")
+    def _one_direction(self) -> ScoreOptions:
+        if self.validation is None and self.direction is None:
+            raise ValueError(
+                "option --validation is missing: rollouts of the trusted validation set; or give --direction, a file "
+                "that an earlier run saved"
+            )
+        making = [f"--{n.replace('_', '-')}" for n in ("validation", "save_direction", "unit") if getattr(self, n)]
+        if self.direction is not None and making:
+            raise ValueError(f"--direction and {making[0]} exclude each other; give one of them")
+        return self
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -38,22 +58,33 @@ def run(arguments: Sequence[str]) -> None:
     strategy = find_strategy(options.strategy, options.engine, options.contributions)
     if options.out.suffix != ".parquet":
         raise GradAlignError(f"option --out: {options.out}: the alignment table is Parquet; name it .parquet")
-    distinct("out", options.out, options.candidates, options.validation)
+    read = [path for path in (options.candidates, options.validation, options.direction) if path is not None]
+    distinct("out", options.out, *read)
     config = options.out.with_suffix(".config.json")
     claim(config, "score", options.out)
     if options.out.exists() and not is_alignments(options.out):
         raise GradAlignError(f"option --out: {options.out} exists and is no alignment table; name another file")
     check_writable(options.out)
+    if options.save_direction is not None:
+        _check_place(options.save_direction, [*read, config])
     policy = options.policy(options.parameters)
     limits = Limits.of(policy)
     candidates = read_rollouts(options.candidates, limits, options.on_bad_row)
-    validation = read_rollouts(options.validation, limits, options.on_bad_row)
+    validation: list[Group] = []
+    direction: Direction | None = None
+    if options.validation is not None:
+        validation = read_rollouts(options.validation, limits, options.on_bad_row)
+    if options.direction is not None:
+        direction = load_direction(options.direction, policy, options.objective)
+        _warn_if_stale(options.direction, policy)
     _compare(policy, candidates, validation)
     with progress_bars() as progress:
         scored = score(
             policy, candidates, validation, options.objective, options.engine, options.batch_tokens,
-            options.contributions, options.unit, options.seed, progress,
+            options.contributions, options.unit, options.seed, progress, direction,
         )  # fmt: skip
+    if options.save_direction is not None:
+        save_direction(options.save_direction, policy, options.objective, scored.direction)
     choose(scored.alignments, strategy, options.size, options.seed)
     write_alignments(options.out, scored.alignments)
     facts = {
@@ -71,7 +102,28 @@ def run(arguments: Sequence[str]) -> None:
     show(f"engine {options.engine}, strategy {strategy.name}: {times(scored.seconds)}")
     for made in alignment_tables(scored.alignments, {}):
         show(made)
-    show(f"wrote {options.out} and {config}")
+    saved = "" if options.save_direction is None else f", and the direction to {options.save_direction}"
+    show(f"wrote {options.out} and {config}{saved}")
+
+
+def _check_place(path: Path, others: Sequence[Path]) -> None:
+    """Refuse a place for the direction that is not one."""
+    if path.suffix != ".safetensors":
+        raise GradAlignError(f"option --save-direction: {path}: a direction is safetensors; name it .safetensors")
+    distinct("save-direction", path, *others)
+    if path.exists() and not is_direction(path):
+        raise GradAlignError(f"option --save-direction: {path} exists and is no direction; name another file")
+    check_writable(path)
+
+
+def _warn_if_stale(path: Path, policy: Policy) -> None:
+    origin = origin_of(path)
+    if origin != policy.fingerprint:
+        warn(
+            f"{path}: the direction was taken at other weights ({origin}; these are {policy.fingerprint}): a stale "
+            "direction may point elsewhere by now; take it again with --validation (the same weights in another "
+            "--dtype count as others)"
+        )
 
 
 def _compare(policy: Policy, candidates: Sequence[Group], validation: Sequence[Group]) -> None:

@@ -17,12 +17,13 @@ from typing import Any
 from gradalign.alignment.align import Progress, silent
 from gradalign.alignment.direction import Direction, NoGradientError
 from gradalign.alignment.record import Alignment
+from gradalign.alignment.saved import load_direction, origin_of, save_direction
 from gradalign.curriculum.chunks import Chunks
 from gradalign.curriculum.files import open_round, read_round
 from gradalign.curriculum.folder import round_folder
 from gradalign.curriculum.numbers import counted, spent, summary
 from gradalign.curriculum.round import RoundPlan, run_round, write_choice
-from gradalign.curriculum.state import DIRECTION, State, load_direction, save_direction
+from gradalign.curriculum.state import DIRECTION, State
 from gradalign.errors import GradAlignError
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
@@ -79,6 +80,8 @@ class Curriculum:
         """Why there is nothing more to choose, once that is so."""
         self.followed: Direction | None = None
         """The direction of the last round, where a later one needs it."""
+        self.origin = ""
+        """Fingerprint of the weights at which `followed` was taken."""
 
     @property
     def chosen(self) -> list[str]:
@@ -197,7 +200,7 @@ class Curriculum:
         if open_round(folder, identity, needed, self.processes):
             found = read_round(folder, self.processes)
             if found is not None and self.average:
-                self.followed = load_direction(folder, policy)
+                self.recall(folder, policy)
         if found is None:
             result = run_round(
                 policy, chunk, self.validation, samplers, self.plan, folder, progress, self.processes,
@@ -235,13 +238,26 @@ class Curriculum:
         """The direction to follow from a round's own; kept in ``folder`` and for the next round."""
         if self.average and self.followed is not None:
             direction = direction.averaged(self.followed, self.average)
-        self.followed = direction
+        self.followed, self.origin = direction, policy.fingerprint
         if self.processes.first:
-            save_direction(folder, policy, direction)
+            self.keep(folder, policy, direction)
             for older in self.folder.glob(f"round-*/{DIRECTION}"):  # as large as the policy; checkpoints have their own
                 if older.parent != folder:
                     older.unlink()
         return direction
+
+    def keep(self, folder: Path, policy: Policy, direction: Direction) -> None:
+        """Write the direction that is followed into ``folder``."""
+        save_direction(folder / DIRECTION, policy, self.plan.objective, direction, self.origin)
+
+    def recall(self, folder: Path, policy: Policy) -> None:
+        """Follow the direction that `keep` wrote there; the policy may have moved since.
+
+        Raises:
+            GradAlignError: see `load_direction`.
+        """
+        self.followed = load_direction(folder / DIRECTION, policy, self.plan.objective)
+        self.origin = origin_of(folder / DIRECTION)
 
     def restart(self) -> None:
         """Forget every round; what is on disk of the same rounds is still found."""
@@ -252,7 +268,7 @@ class Curriculum:
         """Write the state into a checkpoint's folder."""
         checkpoint.mkdir(parents=True, exist_ok=True)
         if self.followed is not None:
-            save_direction(checkpoint, policy, self.followed)
+            self.keep(checkpoint, policy, self.followed)
         self.state.save(checkpoint)
 
     def load(self, checkpoint: Path, policy: Policy) -> None:
@@ -263,4 +279,4 @@ class Curriculum:
         """
         self.state = self.state.load(checkpoint)
         if (checkpoint / DIRECTION).exists():
-            self.followed = load_direction(checkpoint, policy)
+            self.recall(checkpoint, policy)

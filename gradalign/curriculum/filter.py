@@ -19,7 +19,7 @@ from gradalign.curriculum.files import open_round
 from gradalign.curriculum.folder import round_folder
 from gradalign.curriculum.numbers import spent, summary
 from gradalign.curriculum.round import find_direction
-from gradalign.curriculum.state import DIRECTION, load_direction
+from gradalign.curriculum.state import DIRECTION
 from gradalign.files import read_json, write_json
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
@@ -41,7 +41,7 @@ class BatchFilter(Curriculum):
         if self.plan.strategy.needs_engine:
             if open_round(folder, self.identity(number, policy, [], samplers), [DIRECTION], self.processes):
                 facts = read_json(folder / "metrics.json")
-                self.followed = load_direction(folder, policy)
+                self.recall(folder, policy)
             else:
                 scorer = self.plan.scorer(policy, self.processes)
                 try:

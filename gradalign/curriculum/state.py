@@ -1,23 +1,18 @@
-"""What outlives a crash of a curriculum: its state with each checkpoint, and the direction it follows."""
+"""What outlives a crash of a curriculum: its state with each checkpoint."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-
-from gradalign.alignment.direction import Direction
 from gradalign.errors import GradAlignError
-from gradalign.files import read_json, replacing, write_json
-from gradalign.policy.load import Policy
+from gradalign.files import read_json, write_json
 
 STATE = "gradalign.json"
 DIRECTION = "gradalign.direction.safetensors"
+"""File of the direction that is followed, beside the state or in a round's folder."""
 
 
 @dataclass
@@ -70,26 +65,3 @@ class State:
                 "train anew in another folder"
             )
         return found
-
-
-def save_direction(folder: Path, policy: Policy, direction: Direction) -> None:
-    """Keep a direction in ``folder``, with its numbers."""
-    facts = {f.name: getattr(direction, f.name) for f in dataclasses.fields(direction) if f.name != "unit"}
-    tensors = {name: tensor.cpu() for name, tensor in zip(policy.names, direction.unit, strict=True)}
-    with replacing(folder / DIRECTION) as part:
-        save_file(tensors, part, metadata={"facts": json.dumps(facts)})
-
-
-def load_direction(folder: Path, policy: Policy) -> Direction:
-    """The direction that `save_direction` kept in ``folder``.
-
-    Raises:
-        GradAlignError: there is none, or it is another model's.
-    """
-    path = folder / DIRECTION
-    try:
-        with safe_open(path, framework="pt", device=str(policy.device)) as file:
-            unit = [file.get_tensor(name) for name in policy.names]
-            return Direction(unit=unit, **json.loads(file.metadata()["facts"]))
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise GradAlignError(f"{path}: cannot be read as this model's direction ({error})") from error

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from gradalign.alignment.align import ENGINES, provides
 from gradalign.errors import GradAlignError, nearest
-from gradalign.selection import accgreedy, corr, dot, gradalign, random, static, tscore
+from gradalign.selection import accgreedy, corr, dot, gradalign, learnalign, random, static, tscore
 from gradalign.selection.strategy import Size, Strategy, choose
 
 STRATEGIES: dict[str, Strategy] = {
-    module.STRATEGY.name: module.STRATEGY for module in (gradalign, dot, tscore, corr, accgreedy, static, random)
+    module.STRATEGY.name: module.STRATEGY
+    for module in (gradalign, dot, tscore, corr, learnalign, accgreedy, static, random)
 }
 """Strategy name -> strategy."""
 
@@ -34,7 +35,7 @@ def find_strategy(name: str | None, engine: str, contributions: bool = False) ->
     strategy = STRATEGIES[name]
     if strategy.needs_engine and strategy.needs not in provided:
         able = [other for other, kind in ENGINES.items() if strategy.needs in kind.provides]
-        more = " (or --contributions)" if engine == "exact" else ""
+        more = " (or --contributions)" if strategy.needs in provides(engine, contributions=True) else ""
         raise GradAlignError(
             f"strategy {name!r} needs {strategy.needs}, which engine {engine!r} does not give; take --engine "
             f"{' or '.join(able)}{more}, or a strategy that it can serve"

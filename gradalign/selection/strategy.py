@@ -9,7 +9,7 @@ from typing import Literal
 from gradalign.alignment.record import Alignment
 from gradalign.problems.schema import uniform_hash
 
-Needs = Literal["nothing", "pass_rate", "dot", "cosine", "t", "corr"]
+Needs = Literal["nothing", "pass_rate", "dot", "cosine", "t", "corr", "learnalign"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,138 @@
+"""A direction in a file: safetensors, one tensor a covered parameter, with its numbers and what it is the direction of.
+
+It fits a model with the same covered parameters (names and shapes, as the file's own header has them) under the same
+objective. The weights it was taken at are noted too: following a direction while the policy moves is the caller's
+choice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from gradalign.alignment.direction import Direction, dot
+from gradalign.errors import GradAlignError
+from gradalign.files import replacing
+from gradalign.policy.load import Policy
+from gradalign.policy.objective import Objective
+
+NOTES = "gradalign.direction"
+FACTS = [field.name for field in dataclasses.fields(Direction) if field.name != "unit"]
+
+
+def save_direction(
+    path: Path, policy: Policy, objective: Objective, direction: Direction, origin: str | None = None
+) -> None:
+    """Keep a direction in a file.
+
+    Args:
+        path: of the file.
+        policy: whose covered parameters it moves.
+        objective: whose gradient it is.
+        direction: the direction.
+        origin: fingerprint of the weights it was taken at; None for those that ``policy`` has now.
+
+    Raises:
+        GradAlignError: the place cannot be written to.
+    """
+    notes = {
+        "facts": {name: getattr(direction, name) for name in FACTS},
+        "objective": dataclasses.asdict(objective),
+        "origin": policy.fingerprint if origin is None else origin,
+    }
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in zip(policy.names, direction.unit, strict=True)}
+    with replacing(path) as part:
+        save_file(tensors, part, metadata={NOTES: json.dumps(notes)})  # one entry: several come in no set order
+
+
+def load_direction(path: Path, policy: Policy, objective: Objective) -> Direction:
+    """The direction that `save_direction` kept, in the policy's reduction dtype.
+
+    Raises:
+        GradAlignError: there is none in the file, it is damaged, or of other parameters or another objective.
+    """
+    notes = _notes(path)
+    with safe_open(path, framework="pt", device=str(policy.device)) as file:
+        theirs = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        _same_parameters(path, policy, theirs)
+        _same_objective(path, objective, notes["objective"])
+        # Copied: sums over memory that is aligned as the file is round in another way.
+        unit = [file.get_tensor(name).to(policy.reduction_dtype, copy=True) for name in policy.names]
+    norm = math.sqrt(sum(float(dot(tensor, tensor)) for tensor in unit))
+    if not abs(norm - 1) < 1e-3:
+        raise GradAlignError(f"{path}: the direction's length is {norm:g}, not 1: it is damaged; take it again")
+    return Direction(unit=unit, **notes["facts"])
+
+
+def origin_of(path: Path) -> str:
+    """Fingerprint of the weights at which the direction in a file was taken.
+
+    Raises:
+        GradAlignError: there is none in the file.
+    """
+    return cast(str, _notes(path)["origin"])
+
+
+def is_direction(path: Path) -> bool:
+    """Whether the file holds what `save_direction` keeps."""
+    try:
+        return bool(_notes(path))
+    except GradAlignError:
+        return False
+
+
+def _notes(path: Path) -> dict[str, Any]:
+    """What is noted beside the tensors: facts, objective, origin."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(NOTES, "{}")
+    except (OSError, SafetensorError) as error:
+        raise GradAlignError(f"{path}: cannot be read as a direction ({error}); name one, or take it again") from error
+    try:
+        notes = json.loads(text)
+        if _complete(notes["facts"]) and isinstance(notes["objective"], dict) and isinstance(notes["origin"], str):
+            return notes
+    except (KeyError, TypeError, ValueError, RecursionError, OverflowError):
+        pass
+    raise GradAlignError(f"{path}: holds no direction that this program saved; name one, or take it again")
+
+
+def _complete(facts: Any) -> bool:
+    """Whether they are a direction's numbers, all of them, and finite."""
+    if not isinstance(facts, dict) or facts.keys() != set(FACTS):
+        return False
+    known = {name: value for name, value in facts.items() if value is not None or not name.startswith("reliability")}
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in known.values())
+
+
+def _same_parameters(path: Path, policy: Policy, theirs: Mapping[str, tuple[int, ...]]) -> None:
+    ours = {name: tuple(p.shape) for name, p in zip(policy.names, policy.parameters, strict=True)}
+    lacking, more = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
+    differ = [name for name in ours if name in theirs and ours[name] != theirs[name]]
+    if lacking or more:
+        parts = [f"lacks {len(lacking)} of this run's (first: {lacking[0]})"] if lacking else []
+        parts += [f"has {len(more)} more (first: {more[0]})"] if more else []
+        what = f"is over other parameters: it {' and '.join(parts)}"
+    elif differ:
+        what = f"is another model's: {differ[0]} is {theirs[differ[0]]} in it, and {ours[differ[0]]} here"
+    else:
+        return
+    raise GradAlignError(f"{path}: the direction {what}; give the model and the parameters that it was taken with")
+
+
+def _same_objective(path: Path, objective: Objective, theirs: Mapping[str, Any]) -> None:
+    ours = dataclasses.asdict(objective)
+    differ = [name for name in ours if theirs.get(name) != ours[name]]
+    if differ:
+        values = ", ".join(f"{name} {theirs.get(name)}, here {ours[name]}" for name in differ)
+        raise GradAlignError(
+            f"{path}: the direction is of another objective ({values}); give the one that it was taken with, or take "
+            "it again"
+        )
