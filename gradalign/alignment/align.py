@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from functools import partial
+from typing import Literal
 
 from gradalign.alignment.direction import Direction, build_direction, require_gradient
-from gradalign.alignment.directional import Directional, Step
-from gradalign.alignment.exact import Exact
+from gradalign.alignment.directional import Difference, Directional, difference_for
+from gradalign.alignment.exact import Exact, Recorded
 from gradalign.alignment.record import Alignment, Numbers
 from gradalign.alignment.reference import Reference
+from gradalign.alignment.steps import Step
 from gradalign.errors import GradAlignError, nearest, warn
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
@@ -37,12 +39,8 @@ def silent(stage: str, total: int) -> Callable[..., None]:
     return lambda items=1: None
 
 
-class Engine(Protocol):
-    """Whatever measures groups against a direction."""
-
-    def measure(self, groups: Sequence[Group], direction: Direction) -> Iterator[Numbers]:
-        """Numbers of each group, in order; every group's status is ``scored``."""
-        ...
+Measure = Callable[[Sequence[Group], Direction], Iterator[Numbers]]
+"""Numbers of each group, in order; every group's status is ``scored``."""
 
 
 def provides(engine: str, contributions: bool) -> frozenset[str]:
@@ -54,6 +52,20 @@ def provides(engine: str, contributions: bool) -> frozenset[str]:
     if engine not in ENGINES:
         raise GradAlignError(f"unknown engine {engine!r}{nearest(engine, ENGINES)}")
     return ENGINES[engine].provides | (Directional.provides if contributions else frozenset())
+
+
+def check_difference(engine: str, policy: Policy, difference: str | None) -> None:
+    """Refuse a way to differentiate that the engine or the weights' type does not allow.
+
+    Raises:
+        GradAlignError: it does not.
+    """
+    difference_for(policy, difference)
+    if engine == "directional" and difference == "one-sided":
+        raise GradAlignError(
+            "one-sided differences save a pass only where log-probabilities at the unmoved weights come from the same "
+            "passes, which engine exact gives: take --engine exact --contributions, or --difference central"
+        )
 
 
 @dataclass
@@ -86,10 +98,13 @@ class Scorer:
         unit: each validation problem's gradient is divided by its norm before averaging.
         seed: of the validation set's halving.
         processes: each works on its share of the groups; all get all results.
+        difference: how forward-only scores differentiate, see `gradalign.alignment.directional`; None leaves it to the
+            weights' type.
+        offload: the direction is kept in a file, not in memory.
         step: of forward-only scores, where `calibrate` has chosen one.
 
     Raises:
-        GradAlignError: unknown engine.
+        GradAlignError: unknown engine, or a difference that it cannot take.
     """
 
     policy: Policy
@@ -100,11 +115,15 @@ class Scorer:
     unit: bool = False
     seed: int = 0
     processes: Processes = ALONE
+    difference: Difference | None = None
+    offload: bool = False
     step: Step | None = None
 
     def __post_init__(self) -> None:
         provides(self.engine, self.contributions)
         self.contributions = self.contributions and self.engine == "exact"  # the others give them anyway
+        if self.forward_only:
+            check_difference(self.engine, self.policy, self.difference)
 
     @property
     def forward_only(self) -> bool:
@@ -123,7 +142,8 @@ class Scorer:
         if self.engine != "reference":
             add_up = self._exact(self._packed(trusted)).add_up
         done = progress("validation direction", len(trusted))
-        return build_direction(validation, add_up, self.unit, self.seed, done, self.processes)
+        direction = build_direction(validation, add_up, self.unit, self.seed, done, self.processes)
+        return direction.off_loaded() if self.offload else direction
 
     def calibrate(self, groups: Sequence[Group], direction: Direction) -> Step | None:
         """Choose the finite-difference step on up to eight of ``groups``, and keep it; None where none is needed.
@@ -152,17 +172,21 @@ class Scorer:
             self.calibrate(scored, direction)
             seconds["self-check"] = time.perf_counter() - start
 
-        start = time.perf_counter()
-        engine: Engine = Reference(self.policy, self.objective)
         packed = self.engine != "reference" and self._packed(scored)
-        if self.engine != "reference":
-            engine = self._exact(packed) if self.engine == "exact" else self._directional(packed)
-        numbers = self._measure(engine, scored, direction, progress, "candidates")
+        recorded: Recorded | None = [] if self.contributions and self.difference == "one-sided" else None
+        start = time.perf_counter()
+        measure: Measure = Reference(self.policy, self.objective).measure
+        if self.engine == "exact":
+            measure = partial(self._exact(packed).measure, recorded=recorded)
+        elif self.engine == "directional":
+            measure = self._directional(packed).measure
+        numbers = self._measure(measure, scored, direction, progress, "candidates")
         seconds["candidates"] = time.perf_counter() - start
 
         if self.contributions:
             start = time.perf_counter()
-            more = self._measure(self._directional(packed), scored, direction, progress, "contributions")
+            measure = partial(self._directional(packed).measure, recorded=recorded)
+            more = self._measure(measure, scored, direction, progress, "contributions")
             for own, other in zip(numbers, more, strict=True):
                 own.se, own.t, own.corr = other.se, other.t, other.corr
             seconds["contributions"] = time.perf_counter() - start
@@ -175,7 +199,7 @@ class Scorer:
         return Exact(self.policy, self.objective, self.batch_tokens, packed)
 
     def _directional(self, packed: bool) -> Directional:
-        made = Directional(self.policy, self.objective, self.batch_tokens, packed)
+        made = Directional(self.policy, self.objective, self.batch_tokens, packed, self.difference)
         made.step = self.step
         return made
 
@@ -183,7 +207,7 @@ class Scorer:
         return packs(self.policy, groups, self.batch_tokens)
 
     def _measure(
-        self, engine: Engine, groups: Sequence[Group], direction: Direction, progress: Progress, stage: str
+        self, measure: Measure, groups: Sequence[Group], direction: Direction, progress: Progress, stage: str
     ) -> list[Numbers]:
         """Every group's numbers, each process measuring its share."""
         mine = self.processes.mine(groups)
@@ -191,7 +215,7 @@ class Scorer:
 
         def work() -> list[Numbers]:
             numbers = []
-            for group, measured in zip(mine, engine.measure(mine, direction), strict=True):
+            for group, measured in zip(mine, measure(mine, direction), strict=True):
                 measured.require_finite(group)
                 numbers.append(measured)
                 done()
@@ -223,6 +247,8 @@ def score(
     seed: int = 0,
     progress: Progress = silent,
     direction: Direction | None = None,
+    difference: Difference | None = None,
+    offload: bool = False,
 ) -> Scored:
     """Align candidate groups with the validation direction; see `Scorer` for the arguments.
 
@@ -231,7 +257,9 @@ def score(
     Raises:
         GradAlignError: unknown engine; no validation problem carries a gradient; a number that is not finite.
     """
-    scorer = Scorer(policy, objective, engine, batch_tokens, contributions, unit, seed)
+    scorer = Scorer(
+        policy, objective, engine, batch_tokens, contributions, unit, seed, difference=difference, offload=offload
+    )
     seconds: dict[str, float] = {}
     if direction is None:
         start = time.perf_counter()

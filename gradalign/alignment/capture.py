@@ -3,8 +3,8 @@
 A parameter's gradient over some tokens is a product of what went into its layer and what comes back to it: a^T b for a
 matrix, rows added up for an embedding, a sum over tokens for a norm's weight or a bias. Autograd adds such products up
 over all tokens of a batch, hence over all groups in it; here the factors are taken instead, and a sink
-(`gradalign.alignment.sinks`) makes of them what is wanted of every group. Autograd still carries gradients from layer to
-layer, but forms none of a parameter that is captured.
+(`gradalign.alignment.sinks`) makes of them what is wanted of every group. Autograd still carries gradients from layer
+to layer, but forms none of a parameter that is captured.
 
 Layers are recognised by what they do (`gradalign.alignment.layers`). Parameters of any other kind are left to autograd,
 which can tell groups apart only if it is given one at a time; they are warned of once.
@@ -41,7 +41,7 @@ class Sink(Protocol):
         """The gradient over a group's slots s is the sum of d[s]; (slots, size)."""
 
     def head(self, index: int, group: int, start: int, a: torch.Tensor, b: torch.Tensor, more: bool) -> None:
-        """a^T b belongs to the gradient of a group's rows ``start`` on; with ``more``, so do products of later calls."""
+        """a^T b belongs to a group's gradient, rows ``start`` on; with ``more``, so do products of later calls."""
 
     def whole(self, index: int, gradient: torch.Tensor) -> None:
         """The gradient over all slots, which are one group's."""
@@ -74,8 +74,8 @@ class Capture:
         if self.unknown:
             names = [policy.names[i] for i in self.unknown]
             warn(
-                f"{len(names)} parameters (first: {names[0]}) are in layers of a kind that gradients are not taken from "
-                "group by group: all groups are computed one at a time"
+                f"{len(names)} parameters (first: {names[0]}) are in layers of a kind that gradients are not taken "
+                "from group by group: all groups are computed one at a time"
             )
 
     def _take_in(self, packed: bool) -> bool:

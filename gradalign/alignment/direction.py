@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 
 from gradalign.errors import GradAlignError
+from gradalign.files import writing
 from gradalign.policy.group import Group
 from gradalign.problems.schema import uniform_hash
 from gradalign.processes import ALONE, Processes
@@ -68,6 +72,21 @@ class Direction:
         for tensor in mixed:
             tensor.div_(norm)
         return dataclasses.replace(self, unit=mixed, norm=norm)
+
+    def off_loaded(self) -> Direction:
+        """The same direction in a file that is gone with it; its pages are read as they are needed.
+
+        Raises:
+            GradAlignError: no room for it in the folder for temporary files (TMPDIR).
+        """
+        sizes = [tensor.numel() for tensor in self.unit]
+        with tempfile.NamedTemporaryFile(prefix="gradalign-direction-") as file, writing(Path(file.name)):
+            os.posix_fallocate(file.fileno(), 0, sum(sizes) * self.unit[0].element_size())
+            mapped = torch.from_file(file.name, shared=True, size=sum(sizes), dtype=self.unit[0].dtype)
+        unit = [part.view_as(tensor) for part, tensor in zip(mapped.split(sizes), self.unit, strict=True)]
+        for to, tensor in zip(unit, self.unit, strict=True):
+            to.copy_(tensor)
+        return dataclasses.replace(self, unit=unit)
 
     @property
     def within_noise(self) -> bool:

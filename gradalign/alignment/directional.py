@@ -56,8 +56,8 @@ def difference_for(policy: Policy, wanted: str | None) -> Difference:
     half = policy.dtype not in (torch.float32, torch.float64)
     if half and wanted not in (None, "forward-mode"):
         raise GradAlignError(
-            f"{wanted} differences need float32 weights: in {str(policy.dtype).removeprefix('torch.')} the step is lost "
-            "in rounding; add --dtype float32, or take --difference forward-mode"
+            f"{wanted} differences need float32 weights: in {str(policy.dtype).removeprefix('torch.')} the step is "
+            "lost in rounding; add --dtype float32, or take --difference forward-mode"
         )
     chosen: Difference = next((name for name in get_args(Difference) if name == wanted), "central")
     return "forward-mode" if half else chosen

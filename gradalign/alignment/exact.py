@@ -106,7 +106,7 @@ class Exact:
         def run(some: list[Weighted], passes: list[list[Row]]) -> tuple[list[tuple[float, float]], Recorded]:
             known = {id(each.group): each for each in some}
             record: Recorded = []
-            sums = {key: (0.0, 0.0) for key in known}
+            sums = dict.fromkeys(known, (0.0, 0.0))
             whole = total if along is None and total is not None else None
             if len(passes) > 1 and whole is None:
                 whole = self._zeros()
@@ -125,7 +125,7 @@ class Exact:
                 scaled = sink.sums * torch.stack([scales, scales**2], 1)
                 sums.update(zip(map(id, (each.group for each in own)), map(tuple, scaled.tolist()), strict=True))
             if whole is not None and whole is not total:
-                product = 0.0 if along is None else inner(whole, along)
+                product = 0.0 if along is None else inner(whole, [tensor.to(self.policy.device) for tensor in along])
                 sums[id(some[0].group)] = product, inner(whole, whole)
                 for to, tensor in zip(total, whole, strict=True) if total is not None else ():
                     to.add_(tensor)
@@ -136,4 +136,3 @@ class Exact:
             if recorded is not None:
                 recorded.extend(record)
             yield from sums
-

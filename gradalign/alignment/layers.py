@@ -40,7 +40,9 @@ def recognise(module: torch.nn.Module, hand: Hand, index: Mapping[int, int]) -> 
         factor = _factor(module)
         return None if factor is None else partial(_embedding, module, hand, own["weight"], factor)
     if kind.forward is torch.nn.LayerNorm.forward:
-        return partial(_normalised, module, hand, own, lambda x: F.layer_norm(x, module.normalized_shape, eps=module.eps))
+        return partial(
+            _normalised, module, hand, own, lambda x: F.layer_norm(x, module.normalized_shape, eps=module.eps)
+        )
     if kind.forward is torch.nn.RMSNorm.forward:
         return partial(_normalised, module, hand, own, lambda x: F.rms_norm(x, module.normalized_shape, eps=module.eps))
     return partial(_elementwise, module, hand, own) if _is_elementwise(module) else None

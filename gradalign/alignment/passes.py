@@ -1,4 +1,4 @@
-"""One forward and backward pass over a batch of groups, its gradients handed to a sink; and how groups become batches."""
+"""A forward and a backward pass over a batch of groups, gradients handed to a sink; and how groups become batches."""
 
 from __future__ import annotations
 
@@ -100,8 +100,9 @@ class Budget:
         tokens = size(largest, packed)
         if sum(len(row.rollouts) for row in largest) == 1:
             raise GradAlignError(
-                f"problem {largest[0].group.key!r}: out of memory over one rollout of {tokens:,} tokens; take weights of a shorter type "
-                "(--dtype bfloat16), fewer covered parameters (--parameters), shorter responses, or a larger machine"
+                f"problem {largest[0].group.key!r}: out of memory over one rollout of {tokens:,} tokens; take weights "
+                "of a shorter type (--dtype bfloat16), fewer parameters (--parameters), shorter responses, or a larger "
+                "machine"
             )
         self.tokens = max(1, min(self.tokens, tokens) // 2)
         if not self.warned:

@@ -40,7 +40,8 @@ class Reference:
         """Numbers of each group, all six of them."""
         for group in groups:
             gradient, derivatives = self._measure(group, direction)
-            dot = sum(float((g * v).sum(dtype=torch.float64)) for g, v in zip(gradient, direction.unit, strict=True))
+            unit = [tensor.to(self.policy.device) for tensor in direction.unit]
+            dot = sum(float((g * v).sum(dtype=torch.float64)) for g, v in zip(gradient, unit, strict=True))
             norm = sum(float((g.double() ** 2).sum()) for g in gradient) ** 0.5
             numbers = from_contributions(group, self.objective, derivatives)
             numbers.dot, numbers.norm, numbers.cosine = dot, norm, dot / norm if norm > 0 else 0.0
@@ -61,7 +62,7 @@ class Reference:
             for t, s in zip(total, score, strict=True):
                 t.add_(s, alpha=float(coefficient))
             if direction is not None:
-                pairs = zip(score, direction.unit, strict=True)
+                pairs = zip(score, (tensor.to(policy.device) for tensor in direction.unit), strict=True)
                 derivatives[k] = sum(float((s * v).sum(dtype=torch.float64)) for s, v in pairs)
         return total, derivatives
 

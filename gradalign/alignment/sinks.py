@@ -106,7 +106,7 @@ class Reduce:
             self.by_group = np.searchsorted(words[0].cpu().numpy(), np.arange(len(lengths) + 1))
 
     def _along(self, index: int) -> torch.Tensor | None:
-        return None if self.along is None else self.along[index]
+        return None if self.along is None else self.along[index].to(self.sums.device)
 
     def _add(self, group: int, gradient: torch.Tensor, along: torch.Tensor | None) -> None:
         gradient = gradient.reshape(-1)

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from gradalign.alignment.direction import Direction
-from gradalign.alignment.directional import START, Directional, Step
+from gradalign.alignment.directional import Directional
 from gradalign.alignment.exact import Exact
 from gradalign.alignment.record import Numbers
+from gradalign.alignment.steps import START, Step
 from gradalign.bench.counts import Count, repeated, shared
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
@@ -93,6 +94,19 @@ def _central(setup: Setup, groups: Sequence[Group]) -> Run:
     return lambda some: list(engine.measure(some, setup.direction))
 
 
+def _one_sided(setup: Setup, groups: Sequence[Group]) -> Run:
+    engine = Directional(setup.policy, setup.objective, setup.batch_tokens, True, "one-sided")
+    engine.step = Step(START, 0.0)
+    recorded = {len(groups): engine.record(groups), 1: engine.record(groups[:1])}  # the base is at hand: not timed
+
+    return lambda some: list(engine.measure(some, setup.direction, recorded[len(some)]))
+
+
+def _forward_mode(setup: Setup, groups: Sequence[Group]) -> Run:
+    engine = Directional(setup.policy, setup.objective, setup.batch_tokens, True, "forward-mode")
+    return lambda some: list(engine.measure(some, setup.direction))
+
+
 BASELINE = "plain"
 """The arm that speed-ups are against."""
 ARMS = {
@@ -101,5 +115,7 @@ ARMS = {
     "directional": Arm(
         f"engine directional: two forward passes, the weights moved by {START:g} each way", _central, shared(2), True
     ),
+    "one-sided": Arm("engine directional, one forward pass, the unmoved one at hand", _one_sided, shared(1), True),
+    "forward-mode": Arm("engine directional, tangents carried through one pass", _forward_mode, shared(3)),
 }
 """Name -> arm; an engine's work is counted in forward passes (a backward pass is two)."""

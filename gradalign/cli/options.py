@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from gradalign.alignment.align import EngineName
+from gradalign.alignment.directional import Difference
 from gradalign.config import Options
 from gradalign.errors import GradAlignError
 from gradalign.policy.load import Policy, load_policy
@@ -59,6 +60,12 @@ class ScoringOptions(Options):
     """Of softmax(logits / temperature), in scoring and, where responses are sampled, in sampling."""
     batch_tokens: Count = 4096
     """Tokens in one forward or backward pass, at most; changes speed and memory, not scores (beyond rounding)."""
+    difference: Difference | None = None
+    """How forward-only scores differentiate: central (two passes), one-sided (one pass beside --engine exact
+    --contributions, less precise), forward-mode (about three, exact to rounding, also in half precision); default:
+    central in float32, else forward-mode."""
+    offload: bool = False
+    """Keep the validation direction in a file, not in memory; for policies that fill it."""
     unit: bool = False
     """Divide each validation problem's gradient by its norm before averaging."""
     parameters: tuple[str, ...] = ()

@@ -81,7 +81,8 @@ def run(arguments: Sequence[str]) -> None:
     with progress_bars() as progress:
         scored = score(
             policy, candidates, validation, options.objective, options.engine, options.batch_tokens,
-            options.contributions, options.unit, options.seed, progress, direction,
+            options.contributions, options.unit, options.seed, progress, direction, options.difference,
+            options.offload,
         )  # fmt: skip
     if options.save_direction is not None:
         save_direction(options.save_direction, policy, options.objective, scored.direction)

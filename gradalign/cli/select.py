@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from gradalign.alignment.align import warn_of_noise
-from gradalign.alignment.directional import require_float32
+from gradalign.alignment.align import check_difference, warn_of_noise
 from gradalign.cli.options import (
     Count,
     PolicyOptions,
@@ -71,7 +70,7 @@ def run(arguments: Sequence[str]) -> None:
     plan = RoundPlan(
         strategy=strategy, size=options.size, objective=options.objective, engine=options.engine,
         contributions=options.contributions, unit=options.unit, batch_tokens=options.batch_tokens,
-        seed=options.seed,
+        seed=options.seed, difference=options.difference, offload=options.offload,
     )  # fmt: skip
     counts = options.rollouts, options.validation_rollouts or options.rollouts
     samplers = [
@@ -130,4 +129,4 @@ def check(policy: Policy, options: SelectOptions, strategy: Strategy, problems: 
                     "within a problem; sample at least two"
                 )
         if options.engine == "directional" or (options.engine == "exact" and options.contributions):
-            require_float32(policy)
+            check_difference(options.engine, policy, options.difference)

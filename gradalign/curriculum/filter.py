@@ -11,8 +11,8 @@ from typing import Any
 
 from gradalign.alignment.align import Progress, silent
 from gradalign.alignment.direction import NoGradientError
-from gradalign.alignment.directional import Step
 from gradalign.alignment.record import Alignment
+from gradalign.alignment.steps import Step
 from gradalign.alignment.table import write_alignments
 from gradalign.curriculum.curriculum import Curriculum
 from gradalign.curriculum.files import open_round

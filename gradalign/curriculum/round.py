@@ -10,6 +10,7 @@ from typing import Any
 
 from gradalign.alignment.align import Progress, Scored, Scorer, silent
 from gradalign.alignment.direction import Direction
+from gradalign.alignment.directional import Difference
 from gradalign.alignment.record import Alignment, unscored
 from gradalign.alignment.table import write_alignments
 from gradalign.files import write_json
@@ -37,6 +38,8 @@ class RoundPlan:
         unit: each validation problem's gradient is divided by its norm before averaging.
         batch_tokens: tokens in one forward or backward pass, at most.
         seed: of ties and of the validation set's halving.
+        difference: how forward-only scores differentiate; see `gradalign.alignment.directional`.
+        offload: the direction is kept in a file.
     """
 
     strategy: Strategy
@@ -47,6 +50,8 @@ class RoundPlan:
     unit: bool = False
     batch_tokens: int = 4096
     seed: int = 0
+    difference: Difference | None = None
+    offload: bool = False
 
     @property
     def forward_only(self) -> bool:
@@ -56,8 +61,9 @@ class RoundPlan:
     def scorer(self, policy: Policy, processes: Processes = ALONE) -> Scorer:
         """Who computes alignments."""
         return Scorer(
-            policy, self.objective, self.engine, self.batch_tokens, self.contributions, self.unit, self.seed, processes
-        )
+            policy, self.objective, self.engine, self.batch_tokens, self.contributions, self.unit, self.seed, processes,
+            self.difference, self.offload,
+        )  # fmt: skip
 
 
 @dataclass

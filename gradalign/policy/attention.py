@@ -182,8 +182,7 @@ def attend(
         q, k, v = (_gather(tensor, block.query) for tensor in flat)
         if block.prompt is not None:
             k, v = (
-                torch.cat([_gather(tensor, block.prompt), own], 2)
-                for tensor, own in zip(flat[1:], (k, v), strict=True)
+                torch.cat([_gather(tensor, block.prompt), own], 2) for tensor, own in zip(flat[1:], (k, v), strict=True)
             )
         out = _attention(q, k, v, block.mask(sliding_window, q.dtype), scaling, softcap).transpose(1, 2)
         out = out.reshape(-1, *out.shape[2:])

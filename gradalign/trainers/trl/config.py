@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from trl.trainer.grpo_config import GRPOConfig
 
 from gradalign.alignment.align import ENGINES
+from gradalign.alignment.directional import Difference
 from gradalign.errors import nearest, warn
 from gradalign.policy.objective import Objective
 from gradalign.selection import STRATEGIES, Size
@@ -82,6 +83,12 @@ class GradAlignConfig(GRPOConfig):
         "never stops.",
         5,
     )
+    difference: Any = _help(
+        "How forward-only scores differentiate: central, one-sided (with contributions), forward-mode; default: "
+        "central in float32, else forward-mode.",
+        None,
+    )
+    offload: bool = _help("Keep the validation direction in a file, not in memory.", False)
     batch_tokens: int = _help("Tokens in one pass of scoring, at most.", 4096)
     batch_rollouts: int = _help("Responses that are decoded side by side when sampling for scoring, at most.", 512)
     save_strategy: str = _help("As in TRL; epoch, the default, saves after every round.", "epoch")
@@ -114,6 +121,8 @@ class GradAlignConfig(GRPOConfig):
             raise ValueError(f"mode: unknown {self.mode!r}{nearest(self.mode, ['round', 'batch'])}")
         if self.engine is not None and self.engine not in ENGINES:
             raise ValueError(f"engine: unknown {self.engine!r}{nearest(self.engine, ENGINES)}")
+        if self.difference is not None and self.difference not in get_args(Difference):
+            raise ValueError(f"difference: unknown {self.difference!r}{nearest(self.difference, get_args(Difference))}")
         if self.fraction is not None and not 0 < self.fraction <= 1:
             raise ValueError(f"fraction is {self.fraction}; it must be in (0, 1]")
         if not 0 <= self.direction_average < 1:

@@ -95,8 +95,9 @@ def make_curriculum(
     if strategy.once and not Size(args.top, args.fraction, args.threshold).given:  # it has to last for all rounds
         size = Size(top=max(args.round_prompts, len(pool) // 8))
     plan = RoundPlan(
-        strategy, size, args.objective, engine, args.contributions, args.unit, args.batch_tokens, args.seed
-    )
+        strategy, size, args.objective, engine, args.contributions, args.unit, args.batch_tokens, args.seed,
+        args.difference, args.offload,
+    )  # fmt: skip
     identity = run | {
         "mode": args.mode, "steps_per_round": args.steps_per_round, "candidates": args.candidates, "engine": engine,
         "train_dataset": fingerprint(pool), "validation_dataset": fingerprint(validation or []),
