@@ -9,7 +9,7 @@ from functools import partial
 from typing import Literal
 
 from gradalign.alignment.direction import Direction, build_direction, require_gradient
-from gradalign.alignment.directional import Difference, Directional, difference_for
+from gradalign.alignment.directional import Directional, difference_for
 from gradalign.alignment.exact import Exact, Recorded
 from gradalign.alignment.record import Alignment, Numbers
 from gradalign.alignment.reference import Reference
@@ -115,7 +115,7 @@ class Scorer:
     unit: bool = False
     seed: int = 0
     processes: Processes = ALONE
-    difference: Difference | None = None
+    difference: str | None = None
     offload: bool = False
     step: Step | None = None
 
@@ -247,7 +247,7 @@ def score(
     seed: int = 0,
     progress: Progress = silent,
     direction: Direction | None = None,
-    difference: Difference | None = None,
+    difference: str | None = None,
     offload: bool = False,
 ) -> Scored:
     """Align candidate groups with the validation direction; see `Scorer` for the arguments.

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 import torch
 
-from gradalign.alignment.direction import Direction, inner
+from gradalign.alignment.direction import Direction, Tensors, inner
 from gradalign.alignment.passes import Budget, Passes, Weighted, over_batches, weighted
 from gradalign.alignment.record import Floats, Numbers
-from gradalign.alignment.sinks import Reduce, Tensors, Total
+from gradalign.alignment.sinks import Reduce, Total
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
 from gradalign.policy.objective import Objective

@@ -38,13 +38,12 @@ def recognise(module: torch.nn.Module, hand: Hand, index: Mapping[int, int]) -> 
         return partial(_linear, module, hand, own["weight"], own.get("bias"), True)
     if isinstance(module, torch.nn.Embedding):
         factor = _factor(module)
-        return None if factor is None else partial(_embedding, module, hand, own["weight"], factor)
+        weight = own["weight"]
+        return None if factor is None or weight is None else partial(_embedding, module, hand, weight, factor)
     if kind.forward is torch.nn.LayerNorm.forward:
-        return partial(
-            _normalised, module, hand, own, lambda x: F.layer_norm(x, module.normalized_shape, eps=module.eps)
-        )
+        return partial(_normalised, module, hand, own, F.layer_norm)
     if kind.forward is torch.nn.RMSNorm.forward:
-        return partial(_normalised, module, hand, own, lambda x: F.rms_norm(x, module.normalized_shape, eps=module.eps))
+        return partial(_normalised, module, hand, own, F.rms_norm)
     return partial(_elementwise, module, hand, own) if _is_elementwise(module) else None
 
 
@@ -155,7 +154,7 @@ def _spread(
 def _normalised(module: Any, hand: Hand, own: Mapping[str, int | None], normalise: Forward, x: torch.Tensor) -> Any:
     """torch's own norms, whose kernels take no weights for each slot."""
     made = _spread(module, hand, own, x.shape)
-    y = normalise(x) * made["weight"]
+    y = normalise(x, module.normalized_shape, eps=module.eps) * made["weight"]
     return y + made["bias"] if "bias" in made else y
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from gradalign.alignment.align import Progress, Scored, Scorer, silent
 from gradalign.alignment.direction import Direction
-from gradalign.alignment.directional import Difference
 from gradalign.alignment.record import Alignment, unscored
 from gradalign.alignment.table import write_alignments
 from gradalign.files import write_json
@@ -50,7 +49,7 @@ class RoundPlan:
     unit: bool = False
     batch_tokens: int = 4096
     seed: int = 0
-    difference: Difference | None = None
+    difference: str | None = None
     offload: bool = False
 
     @property

@@ -183,8 +183,8 @@ def lay_out(rows: Sequence[Row], packed: bool, device: torch.device) -> Batch:
         if r and row.group is rows[r - 1].group:
             known = parts.pop()
             start, before = known.slots.start, (known.places.start, known.targets.start, known.rollouts.start)
-        spans = zip(before, (n_places, n_targets, len(responses)), strict=True)
-        parts.append(Part(slice(start, last), *(slice(*span) for span in spans)))
+        places, targets, rollouts = map(slice, before, (n_places, n_targets, len(responses)))
+        parts.append(Part(slice(start, last), places, targets, rollouts))
 
     def on_device(array: NDArray) -> torch.Tensor:
         return torch.from_numpy(array).to(device)
@@ -198,7 +198,9 @@ def lay_out(rows: Sequence[Row], packed: bool, device: torch.device) -> Batch:
         prompts,
         responses,
         parts,
-        *(on_device(array) for array in map(np.concatenate, (slot, place, target))),
+        on_device(np.concatenate(slot)),
+        on_device(np.concatenate(place)),
+        on_device(np.concatenate(target)),
         on_device(owner),
         on_device(np.concatenate(counted)),
     )

@@ -83,7 +83,7 @@ class GradAlignConfig(GRPOConfig):
         "never stops.",
         5,
     )
-    difference: Any = _help(
+    difference: str | None = _help(
         "How forward-only scores differentiate: central, one-sided (with contributions), forward-mode; default: "
         "central in float32, else forward-mode.",
         None,
