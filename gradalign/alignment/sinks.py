@@ -103,11 +103,16 @@ class Reduce:
         self.owner = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(ids.device)
         self.carried: dict[int, torch.Tensor] = {}
         if tied is not None:  # rows of the output layer's gradient that the embedding's meets
-            words, inverse = torch.unique(torch.stack([self.owner, ids]), dim=1, return_inverse=True)
-            self.pairs = words, inverse
+            self.pairs = words, _ = self._pairs(ids)
             self.met: torch.Tensor | None = None
             self.words = words[1].cpu().numpy()
             self.by_group = np.searchsorted(words[0].cpu().numpy(), np.arange(len(lengths) + 1))
+
+    def _pairs(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(2, pairs) each group with each token it has, in order; (slots,) which of them each slot is."""
+        size = ids.max() + 1
+        pairs, inverse = torch.unique(self.owner * size + ids, return_inverse=True)
+        return torch.stack([pairs // size, pairs % size]), inverse
 
     def _along(self, index: int) -> torch.Tensor | None:
         return None if self.along is None else self.along[index].to(self.sums.device)
@@ -157,7 +162,7 @@ class Reduce:
         if index == self.tied:
             words, inverse = self.pairs
         else:
-            words, inverse = torch.unique(torch.stack([self.owner, ids]), dim=1, return_inverse=True)
+            words, inverse = self._pairs(ids)
         own = d.new_zeros(words.shape[1], d.shape[1], dtype=self.dtype).index_add_(0, inverse, d.to(self.dtype))
         norms = torch.linalg.vecdot(own, own)
         if index == self.tied and self.met is not None:
