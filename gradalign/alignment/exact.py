@@ -124,9 +124,9 @@ class Exact:
                 record.append((rows, self.passes.run(batch, coefficients, sink)))
                 scaled = sink.sums * torch.stack([scales, scales**2], 1)
                 sums.update(zip(map(id, (each.group for each in own)), map(tuple, scaled.tolist()), strict=True))
-            if whole is not None and whole is not total:
+            if passes and whole is not None and whole is not total:
                 product = 0.0 if along is None else inner(whole, [tensor.to(self.policy.device) for tensor in along])
-                sums[id(some[0].group)] = product, inner(whole, whole)
+                sums[id(passes[0][0].group)] = product, inner(whole, whole)  # the one group that has any rows
                 for to, tensor in zip(total, whole, strict=True) if total is not None else ():
                     to.add_(tensor)
             return list(sums.values()), record
