@@ -56,19 +56,20 @@ def same_responses(key: str = "same") -> Group:
 
 
 def exact_against_reference(
-    policy: Policy, groups: Sequence[Group], batch_tokens: int = 4096, packed: bool | None = None
+    policy: Policy, groups: Sequence[Group], *batch_tokens: int, packed: bool | None = None
 ) -> float:
     """The largest distance of exact's norms (relative) and cosines from the reference's, over groups with a gradient.
 
-    ``packed`` None leaves it to `packs`.
+    Of passes of each size in ``batch_tokens`` (4,096 without any); ``packed`` None leaves it to `packs`.
     """
     direction = random_direction(policy)
     truth = list(Reference(policy, OBJECTIVE).measure(groups, direction))
-    packed = packs(policy, groups, batch_tokens) if packed is None else packed
-    found = list(Exact(policy, OBJECTIVE, batch_tokens, packed).measure(groups, direction))
-    assert len(found) == len(truth)
+    packed = packs(policy, groups, 4096) if packed is None else packed
     largest = 0.0
-    for own, other in zip(found, truth, strict=True):
+    found: list[Numbers] = []
+    for tokens in batch_tokens or (4096,):
+        found += Exact(policy, OBJECTIVE, tokens, packed).measure(groups, direction)
+    for own, other in zip(found, truth * max(1, len(batch_tokens)), strict=True):
         assert own.norm is not None
         assert own.cosine is not None
         assert other.norm is not None
