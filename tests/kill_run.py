@@ -27,7 +27,7 @@ import gradalign.curriculum.round as rounds
 import gradalign.rollouts.collect as collect
 import gradalign.trainers.trl.sampler as sampler
 from gradalign.alignment.directional import Directional
-from gradalign.alignment.exact import Exact
+from gradalign.alignment.passes import Passes
 from gradalign.trainers.trl.trainer import GradAlignTrainer
 from tests.trl_run import main as train
 
@@ -35,7 +35,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "sampling": (sampler, "sample_batch"),
     "rollouts written": (collect, "write_rollouts"),
     "direction": (align, "build_direction"),
-    "scoring": (Exact, "_stream"),
+    "scoring": (Passes, "run"),
     "forward-only scoring": (Directional, "derivatives"),
     "alignments written": (rounds, "write_alignments"),
     "batch's alignments written": (batch_filter, "write_alignments"),

@@ -219,7 +219,8 @@ BAD: dict[str, Bad] = {
     ),
     "out in a file": lambda tmp, files: (["--out", files[0] / "s.parquet"], "cannot be written"),
     "short type": lambda tmp, files: (
-        ["--engine", "directional", "--dtype", "bfloat16"], "forward-only scores need float32 weights"
+        ["--engine", "directional", "--dtype", "bfloat16", "--difference", "central"],
+        "central differences need float32 weights",
     ),
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 ROUND = [
-    ("sampling", 3, False), ("rollouts written", 2, True), ("scoring", 40, False), ("round's numbers written", 2, True),
+    ("sampling", 3, False), ("rollouts written", 2, True), ("scoring", 4, False), ("round's numbers written", 2, True),
     ("choice written", 2, False), ("training", 3, True), ("optimiser step", 4, True), ("model saved", 2, True),
     ("checkpoint saved", 2, True),
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from gradalign.alignment.layers import Forward, recognise
 from gradalign.errors import warn
 from gradalign.policy.group import Group, Rollout
 from gradalign.policy.load import Policy
-from gradalign.policy.packing import lay_out, rows_of
+from gradalign.policy.packing import Batch, lay_out, rows_of
 from gradalign.policy.trunk import Split, replaced
 
 
@@ -45,6 +45,20 @@ class Sink(Protocol):
 
     def whole(self, index: int, gradient: torch.Tensor) -> None:
         """The gradient over all slots, which are one group's."""
+
+
+class _Found:
+    """A sink that remembers which parameters autograd differentiates."""
+
+    def __init__(self) -> None:
+        self.found: set[int] = set()
+
+    def __getattr__(self, kind: str) -> Any:
+        return lambda *_: None
+
+    def whole(self, index: int, gradient: torch.Tensor) -> None:
+        """See `Sink`."""
+        self.found.add(index)
 
 
 class Capture:
@@ -89,10 +103,11 @@ class Capture:
                 owners[i].append(module)
             if own and module is not head and (forward := recognise(module, self._to_sink, self.index)) is not None:
                 layers[module] = forward
-        for module in self._not_over_slots(layers, packed):
+        batch = self._trial(packed)
+        for module in self._not_over_slots(layers, batch):
             del layers[module]
         self.tied: int | None = None
-        unknown: set[int] = set()
+        unknown = self._used_elsewhere(layers, batch)
         for i, modules in owners.items():
             tied = len(modules) == 2 and head in modules and any(isinstance(m, torch.nn.Embedding) for m in modules)
             if tied:
@@ -114,18 +129,23 @@ class Capture:
     def _to_sink(self, kind: str, *factors: object) -> None:
         getattr(self.sink, kind)(*factors)
 
-    def _not_over_slots(self, layers: dict[torch.nn.Module, Forward], packed: bool) -> list[torch.nn.Module]:
-        """Layers that are not called exactly once with every slot, in order; tried on a batch of a telling size."""
+    def _trial(self, packed: bool) -> Batch:
+        """A batch of a telling size."""
         ids = np.arange(37) % self.split.vocabulary  # no other size of a model is 37
         group = Group("", ids[:7], [Rollout(ids[7:24], 0.0), Rollout(ids[:15], 1.0)])
-        batch = lay_out(list(rows_of(group, 999, packed)), packed, self.policy.device)
+        return lay_out(list(rows_of(group, 999, packed)), packed, self.policy.device)
+
+    def _not_over_slots(self, layers: dict[torch.nn.Module, Forward], batch: Batch) -> list[torch.nn.Module]:
+        """Layers that are not called exactly once, with every slot in order and nothing else."""
         shape = tuple(batch.input_ids.shape)
         seen: dict[torch.nn.Module, list[tuple[int, ...]]] = {module: [] for module in layers}
 
-        def note(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            seen[module].append(tuple(inputs[0].shape[:2]) if inputs else ())
+        def note(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], named: dict[str, object]) -> None:
+            matrix = max(parameter.ndim for parameter in module._parameters.values() if parameter is not None) > 1
+            flat = not matrix or (inputs and inputs[0].ndim) == (2 if isinstance(module, torch.nn.Embedding) else 3)
+            seen[module].append(tuple(inputs[0].shape[:2]) if flat and len(inputs) == 1 and not named else ())
 
-        hooks = [module.register_forward_pre_hook(note) for module in layers]
+        hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in layers]
         try:
             with torch.no_grad():
                 self.split.hidden_states(batch)
@@ -134,6 +154,16 @@ class Capture:
                 hook.remove()
         return [module for module, shapes in seen.items() if shapes != [shape]]
 
+    def _used_elsewhere(self, layers: dict[torch.nn.Module, Forward], batch: Batch) -> set[int]:
+        """Parameters that autograd finds a gradient of although their layers are captured."""
+        self.layers, self.unknown = layers, list(self.index.values())
+        sink: Any = _Found()
+        with self.into(sink):
+            hidden = self.split.hidden_states(batch)
+            if hidden.requires_grad:
+                hidden.backward(torch.ones_like(hidden))
+        return sink.found
+
     @contextlib.contextmanager
     def into(self, sink: Sink) -> Iterator[None]:
         """Inside, backward passes hand all covered parameters' gradients to ``sink``."""
@@ -141,10 +171,12 @@ class Capture:
 
         def complete(index: int, parameter: torch.Tensor) -> None:
             gradient, parameter.grad = parameter.grad, None
-            assert gradient is not None
-            sink.whole(index, gradient)
+            if gradient is not None:
+                sink.whole(index, gradient)
 
         self.sink = sink
+        for i in self.unknown:
+            parameters[i].grad = None
         hooks = [parameters[i].register_post_accumulate_grad_hook(partial(complete, i)) for i in self.unknown]
         try:
             with contextlib.ExitStack() as stack:

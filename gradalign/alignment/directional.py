@@ -130,6 +130,8 @@ class Directional:
             length: of the step; None takes the calibrated one.
             recorded: the groups' passes at theta; one-sided differences make them where they are not given.
         """
+        if not groups:
+            return []
         if self.difference == "one-sided":
             recorded = self.record(groups) if recorded is None else recorded
         if length is None and self.difference != "forward-mode":
@@ -141,6 +143,7 @@ class Directional:
             found = self.budget.attempt(run, passes, self.packed)
             if found is not None:
                 break
+            recorded = self.record(groups) if recorded is not None else None  # in smaller passes
         distinct = [group.distinct() for group in groups]
         own = np.split(np.concatenate(found), np.cumsum([len(group.rollouts) for group, _ in distinct])[:-1])
         return [values[owner] for values, (_, owner) in zip(own, distinct, strict=True)]

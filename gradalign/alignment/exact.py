@@ -110,7 +110,7 @@ class Exact:
             if along is None and total is not None:  # nothing is asked of single groups
                 return [(0.0, 0.0)] * len(some), self._added(some, passes, total)
             if len(passes) > 1:
-                return self._large(some[0], passes, along, total)
+                return self._large(some, passes, along, total)
             return self._small(some, passes, along, total)
 
         together = not self.passes.capture.unknown
@@ -124,15 +124,16 @@ class Exact:
         return [(rows, self._run(some, rows, lambda batch, scales: Total(batch, scales, total))[1]) for rows in passes]
 
     def _large(
-        self, one: Weighted, passes: list[list[Row]], along: Tensors | None, total: list[torch.Tensor] | None
+        self, some: Sequence[Weighted], passes: list[list[Row]], along: Tensors | None, total: list[torch.Tensor] | None
     ) -> tuple[Sums, Recorded]:
-        """A group over several passes."""
+        """A group over several passes; beside it only groups all of whose coefficients cancel."""
         whole = self._zeros()
-        recorded = self._added([one], passes, whole)
+        recorded = self._added(some, passes, whole)
         product = 0.0 if along is None else inner(whole, [tensor.to(self.policy.device) for tensor in along])
+        found = product, inner(whole, whole)
         for to, tensor in zip(total, whole, strict=True) if total is not None else ():
             to.add_(tensor)
-        return [(product, inner(whole, whole))], recorded
+        return [found if each.group.rollouts else (0.0, 0.0) for each in some], recorded
 
     def _small(
         self, some: Sequence[Weighted], passes: list[list[Row]], along: Tensors | None, total: list[torch.Tensor] | None

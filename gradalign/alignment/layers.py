@@ -116,7 +116,10 @@ def _factor(module: torch.nn.Embedding) -> float | None:
         return 1.0
     with torch.no_grad():
         ids = torch.arange(min(8, module.num_embeddings), device=module.weight.device)[None]
-        rows, given = module.weight[ids].double(), module(ids).double()
+        try:
+            rows, given = module.weight[ids].double(), module(ids).double()
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+            return None
         if given.shape != rows.shape or not (rows != 0).any():
             return None
         factor = float((given * rows).sum() / (rows * rows).sum())
@@ -128,9 +131,9 @@ class _Spread(torch.autograd.Function):
     """A vector as if every slot had one of its own."""
 
     @staticmethod
-    def forward(ctx: Any, vector: torch.Tensor, shape: torch.Size, hand: Hand, index: int) -> torch.Tensor:
+    def forward(ctx: Any, vector: torch.Tensor, lead: torch.Size, hand: Hand, index: int) -> torch.Tensor:
         ctx.hand, ctx.index = hand, index
-        return vector.expand(shape)
+        return vector.expand(*lead, *vector.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, ...]:
@@ -140,20 +143,20 @@ class _Spread(torch.autograd.Function):
 
 
 def _spread(
-    module: torch.nn.Module, hand: Hand, own: Mapping[str, int | None], shape: torch.Size
+    module: torch.nn.Module, hand: Hand, own: Mapping[str, int | None], lead: torch.Size
 ) -> dict[str, torch.Tensor]:
     """A module's parameters, the covered ones spread over the slots."""
     spread = {}
     for name, index in own.items():
         parameter = module._parameters[name]
         assert parameter is not None
-        spread[name] = parameter if index is None else _Spread.apply(parameter, shape, hand, index)
+        spread[name] = parameter if index is None else _Spread.apply(parameter, lead, hand, index)
     return spread
 
 
 def _normalised(module: Any, hand: Hand, own: Mapping[str, int | None], normalise: Forward, x: torch.Tensor) -> Any:
     """torch's own norms, whose kernels take no weights for each slot."""
-    made = _spread(module, hand, own, x.shape)
+    made = _spread(module, hand, own, x.shape[:-1])
     y = normalise(x, module.normalized_shape, eps=module.eps) * made["weight"]
     return y + made["bias"] if "bias" in made else y
 
@@ -161,7 +164,7 @@ def _normalised(module: Any, hand: Hand, own: Mapping[str, int | None], normalis
 def _elementwise(module: torch.nn.Module, hand: Hand, own: Mapping[str, int | None], x: torch.Tensor) -> Any:
     plain = module.__dict__.pop("forward")  # ours; functional_call is to find the module's own
     try:
-        return functional_call(module, _spread(module, hand, own, x.shape), (x,))
+        return functional_call(module, _spread(module, hand, own, x.shape[:-1]), (x,))
     finally:
         module.__dict__["forward"] = plain
 

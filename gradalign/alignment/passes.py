@@ -139,7 +139,7 @@ def over_batches(
     while True:
         some: list[Weighted] = []
         rows: list[Row] = []
-        while together or not some:
+        while not some or (together and len(some) < budget.tokens):  # those that cancel have no rows
             group = waiting.popleft() if waiting else next(source, None)
             if group is None:
                 break

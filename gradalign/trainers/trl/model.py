@@ -39,7 +39,10 @@ def still(trainer: GradAlignTrainer) -> Iterator[Policy]:
         parameter.grad = None
     model.eval()
     try:
-        yield policy_of(trainer)
+        policy = policy_of(trainer)
+        if swapped:
+            policy.computes_in = None
+        yield policy
     finally:
         model.train(training)
         if swapped:
