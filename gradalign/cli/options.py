@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gradalign.alignment.align import EngineName
 from gradalign.alignment.directional import Difference
+from gradalign.alignment.engines import EngineName
 from gradalign.config import Options
 from gradalign.errors import GradAlignError
 from gradalign.policy.load import Policy, load_policy

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from gradalign.alignment.align import check_difference, warn_of_noise
+from gradalign.alignment.align import warn_of_noise
+from gradalign.alignment.engines import check_difference
 from gradalign.cli.options import (
     Count,
     PolicyOptions,

@@ -32,7 +32,7 @@ class RoundPlan:
         strategy: ranks the problems.
         size: how many are chosen.
         objective: what is differentiated.
-        engine: see `gradalign.alignment.align.ENGINES`.
+        engine: see `gradalign.alignment.engines.ENGINES`.
         contributions: with ``exact``, a further forward-only pass gives se, t and corr.
         unit: each validation problem's gradient is divided by its norm before averaging.
         batch_tokens: tokens in one forward or backward pass, at most.

@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 import torch
 from trl.trainer.grpo_config import GRPOConfig
 
-from gradalign.alignment.align import ENGINES
 from gradalign.alignment.directional import Difference
+from gradalign.alignment.engines import ENGINES
 from gradalign.errors import nearest, warn
 from gradalign.policy.objective import Objective
 from gradalign.selection import STRATEGIES, Size
