@@ -54,7 +54,8 @@ def test_arms_take_turns_and_agree(gradalign: Callable[..., Ran], tmp_path: Path
         assert len(own["seconds"]) == len(own["peak_bytes"]) == 2
         assert summed["least"] <= summed["seconds"] <= summed["most"]
         assert len(own["dots"]) == 3
-        assert summed["error"] < (0.05 if ARMS[arm].differences else 1e-4)
+        if not ARMS[arm].sketched:
+            assert summed["error"] < (0.05 if ARMS[arm].differences else 1e-4)
         assert f"| {arm} |" in ran.out
     assert out.with_suffix(".md").read_text().startswith("# gradalign bench speed\n")
 

@@ -6,7 +6,7 @@
 - ``last:K``: the parameters of the last K transformer blocks (not the norm and the output layer behind them); the
   backward pass ends at the first of these.
 - ``lora:R``: what LoRA adapters of rank R on all linear layers of the trunk would get in their first step, A random and
-  B zero. With h = W x + B A x the gradient by B is G A^T; of G = a^T b it is a^T (b A^T), and no adapter is needed. A is
+  B zero. With h = W x + B A x the gradient by B is G A^T; of G = a^T b it is a^T (b A^T): no adapter is needed. A is
   drawn with variance 1 / R, hence <G A^T, H A^T> is <G, H> in expectation.
 """
 

@@ -74,6 +74,7 @@ class Sketching:
 
     def __post_init__(self) -> None:
         Layers.of(self.layers)
+        Projection.of(self.projection)
         if self.store is not None and not self.keeps_features:
             raise GradAlignError(
                 "a feature store cannot hold unprojected gradients, each as large as its layers; take a projection, as "
