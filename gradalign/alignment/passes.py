@@ -222,8 +222,8 @@ class Passes:
             within = ((place >= start) & (place < start + some)).nonzero()[:, 0]
             places = slice(start, start + some)
             logprobs[within] = self._chunk(
-                group, hidden[places], back[places] if carried else None, place[within] - start, target[within], each[within], sink,
-                start + some < len(hidden),
+                group, hidden[places], back[places] if carried else None, place[within] - start, target[within],
+                each[within], sink, start + some < len(hidden),
             )  # fmt: skip
         return logprobs, back
 

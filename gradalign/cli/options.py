@@ -87,11 +87,8 @@ class ScoringOptions(Options):
     @model_validator(mode="after")
     def _sketch_alone(self) -> ScoringOptions:
         sketching = self.sketching  # refuses what cannot be
-        given = [
-            name
-            for name in ("layers", "projection", "store", "gram")
-            if getattr(sketching, name) != getattr(USUAL, name)
-        ]
+        names = ("layers", "projection", "store", "gram")
+        given = [name for name in names if getattr(sketching, name) != getattr(USUAL, name)]
         if self.engine != "sketch" and given:
             raise ValueError(f"option --{given[0]} is of --engine sketch; add that, or leave the option out")
         return self
