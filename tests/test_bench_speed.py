@@ -60,7 +60,7 @@ def test_arms_take_turns_and_agree(gradalign: Callable[..., Ran], tmp_path: Path
     assert out.with_suffix(".md").read_text().startswith("# gradalign bench speed\n")
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", [name for name, arm in ARMS.items() if not arm.sketched])
 def test_arms_give_the_dots_of_the_reference(arm: str) -> None:
     policy = build("small", "float32", "cpu", 0)
     *groups, held_out = random_groups(WORKLOADS["small"], 3, policy.config.vocab_size, 0)

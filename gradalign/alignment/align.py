@@ -107,6 +107,8 @@ class Scorer:
                 "LearnAlign compares the features of all problems, which only engine sketch with a projection keeps; "
                 "take --engine sketch --projection two-sided:8, or another strategy"
             )
+        if self.sketching.store is not None and self.processes.count > 1:
+            raise GradAlignError("a feature store is one process's; leave it out, or run one process")
 
     @property
     def forward_only(self) -> bool:

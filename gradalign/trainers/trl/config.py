@@ -40,8 +40,9 @@ class GradAlignConfig(GRPOConfig):
     """
 
     strategy: str | None = _help(
-        "Which problems are preferred: gradalign (the paper's cosine), dot, tscore, corr, learnalign, accgreedy, static, "
-        "random; off trains on everything, as stock TRL (default: gradalign; in mode batch dot, which needs no cosine)."
+        "Which problems are preferred: gradalign (the paper's cosine), dot, tscore, corr, learnalign, accgreedy, "
+        "static, random; off trains on everything, as stock TRL (default: gradalign; in mode batch dot, which needs no "
+        "cosine)."
     )
     mode: Literal["round", "batch"] = _help(
         "round: choose from a chunk once every steps_per_round. batch: sample oversample times as many problems as a "
