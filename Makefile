@@ -13,7 +13,7 @@ demo: $(VENV)/core
 	$(BIN)/gradalign demo --out runs/demo
 
 test: check
-	$(BIN)/python -m pytest --cov=gradalign --cov-report=term --durations=10
+	$(BIN)/python -m pytest -n auto --dist worksteal --cov=gradalign --cov-report=term --durations=10
 
 check: $(VENV)/test
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside one another
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import hypothesis

@@ -10,10 +10,12 @@ several; only then is a whole gradient carried between them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 
+from gradalign.alignment.capture import Sink
 from gradalign.alignment.direction import Direction, Tensors, inner
 from gradalign.alignment.passes import Budget, Passes, Weighted, over_batches, weighted
 from gradalign.alignment.record import Floats, Numbers
@@ -21,8 +23,10 @@ from gradalign.alignment.sinks import Reduce, Total
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
 from gradalign.policy.objective import Objective
-from gradalign.policy.packing import Row
+from gradalign.policy.packing import Batch, Row
 
+S = TypeVar("S", bound=Sink)
+Sums = list[tuple[float, float]]
 Recorded = list[tuple[list[Row], Floats]]
 """Of each pass: its rows, and (rollouts of the rows,) log-probabilities summed over counted tokens."""
 
@@ -103,38 +107,62 @@ class Exact:
         recorded: Recorded | None = None,
     ) -> Iterator[tuple[float, float]]:
         """Inner product with ``along`` and squared norm of each group's gradient, which is added to ``total``."""
-        capture = self.passes.capture
 
-        def run(some: list[Weighted], passes: list[list[Row]]) -> tuple[list[tuple[float, float]], Recorded]:
-            known = {id(each.group): each for each in some}
-            record: Recorded = []
-            sums = dict.fromkeys(known, (0.0, 0.0))
-            whole = total if along is None and total is not None else None
-            if len(passes) > 1 and whole is None:
-                whole = self._zeros()
-            for rows in passes:
-                batch = self.passes.lay_out(rows)
-                own = [known[key] for key in dict.fromkeys(id(row.group) for row in rows)]
-                scales = torch.tensor([each.scale for each in own], dtype=torch.float64, device=batch.slot.device)
-                coefficients = np.concatenate([known[id(row.group)].coefficients[row.rollouts] for row in rows])
-                if whole is not None:
-                    record.append((rows, self.passes.run(batch, coefficients, Total(batch, scales, whole))))
-                    continue
-                beside = Total(batch, scales, total) if total is not None else None
-                size = self.passes.split.vocabulary
-                sink = Reduce(batch, self.policy.reduction_dtype, along, size, capture.tied, beside)
-                record.append((rows, self.passes.run(batch, coefficients, sink)))
-                scaled = sink.sums * torch.stack([scales, scales**2], 1)
-                sums.update(zip(map(id, (each.group for each in own)), map(tuple, scaled.tolist()), strict=True))
-            if whole is not None and whole is not total:
-                product = 0.0 if along is None else inner(whole, [tensor.to(self.policy.device) for tensor in along])
-                sums[id(some[0].group)] = product, inner(whole, whole)
-                for to, tensor in zip(total, whole, strict=True) if total is not None else ():
-                    to.add_(tensor)
-            return list(sums.values()), record
+        def run(some: list[Weighted], passes: list[list[Row]]) -> tuple[Sums, Recorded]:
+            if along is None and total is not None:  # nothing is asked of single groups
+                return [(0.0, 0.0)] * len(some), self._added(some, passes, total)
+            if len(passes) > 1:
+                return self._large(some[0], passes, along, total)
+            return self._small(some, passes, along, total)
 
-        together = not capture.unknown
+        together = not self.passes.capture.unknown
         for sums, record in over_batches(groups, self.budget, self.packed, together, run):
             if recorded is not None:
                 recorded.extend(record)
             yield from sums
+
+    def _added(self, some: Sequence[Weighted], passes: list[list[Row]], total: list[torch.Tensor]) -> Recorded:
+        """Passes over groups whose gradients are added to ``total``."""
+        return [(rows, self._run(some, rows, lambda batch, scales: Total(batch, scales, total))[1]) for rows in passes]
+
+    def _large(
+        self, one: Weighted, passes: list[list[Row]], along: Tensors | None, total: list[torch.Tensor] | None
+    ) -> tuple[Sums, Recorded]:
+        """A group over several passes."""
+        whole = self._zeros()
+        recorded = self._added([one], passes, whole)
+        product = 0.0 if along is None else inner(whole, [tensor.to(self.policy.device) for tensor in along])
+        for to, tensor in zip(total, whole, strict=True) if total is not None else ():
+            to.add_(tensor)
+        return [(product, inner(whole, whole))], recorded
+
+    def _small(
+        self, some: Sequence[Weighted], passes: list[list[Row]], along: Tensors | None, total: list[torch.Tensor] | None
+    ) -> tuple[Sums, Recorded]:
+        """Groups that share a pass; none where all their coefficients cancel."""
+        sums = {id(each.group): (0.0, 0.0) for each in some}
+        recorded: Recorded = []
+        size, tied = self.passes.split.vocabulary, self.passes.capture.tied
+        for rows in passes:
+
+            def make(batch: Batch, scales: torch.Tensor) -> Reduce:
+                beside = None if total is None else Total(batch, scales, total)
+                return Reduce(batch, self.policy.reduction_dtype, along, size, tied, beside)
+
+            sink, logprobs = self._run(some, rows, make)
+            recorded.append((rows, logprobs))
+            carrying = [each for each in some if each.group.rollouts]
+            for each, (product, square) in zip(carrying, sink.sums.tolist(), strict=True):
+                sums[id(each.group)] = product * each.scale, square * each.scale**2
+        return list(sums.values()), recorded
+
+    def _run(
+        self, some: Sequence[Weighted], rows: list[Row], make: Callable[[Batch, torch.Tensor], S]
+    ) -> tuple[S, Floats]:
+        """One pass; gives its sink, and (rollouts of the rows,) log-probabilities."""
+        known = {id(each.group): each for each in some}
+        batch = self.passes.lay_out(rows)
+        scales = [known[key].scale for key in dict.fromkeys(id(row.group) for row in rows)]
+        sink = make(batch, torch.tensor(scales, dtype=torch.float64, device=batch.slot.device))
+        coefficients = np.concatenate([known[id(row.group)].coefficients[row.rollouts] for row in rows])
+        return sink, self.passes.run(batch, coefficients, sink)

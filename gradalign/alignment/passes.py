@@ -22,8 +22,8 @@ from gradalign.policy.packing import Batch, Part, Row, batches_of, lay_out, rows
 
 Floats = NDArray[np.float64]
 T = TypeVar("T")
-LOGITS = 2**25
-"""Logits of one group that are held at a time, at most."""
+LOGITS = {"cpu": 2**25}
+"""By device: logits of one group that are held at a time, at most; 2**28 on others."""
 
 
 @dataclass
@@ -217,7 +217,7 @@ class Passes:
         """
         place, target = batch.place[part.targets] - part.places.start, batch.target[part.targets]
         logprobs, back = torch.zeros_like(each), torch.zeros_like(hidden)
-        some = max(1, LOGITS // self.split.vocabulary)
+        some = max(1, LOGITS.get(hidden.device.type, 2**28) // self.split.vocabulary)
         for start in range(0, len(hidden), some):
             within = ((place >= start) & (place < start + some)).nonzero()[:, 0]
             places = slice(start, start + some)
@@ -236,16 +236,20 @@ class Passes:
         blocks = list(split.blocks())
         raw = [split.raw(hidden, block) for block in blocks]
         logits = [split.after(values) for values in raw]
-        normaliser = torch.stack([torch.logsumexp(values / self.temperature, 1) for values in logits]).logsumexp(0)
+        if self.temperature != 1.0:
+            logits = [values / self.temperature for values in logits]
+        normaliser = torch.stack([torch.logsumexp(values, 1) for values in logits]).logsumexp(0)
         logprobs = -normaliser[place]
         total = torch.zeros_like(normaliser).index_add_(0, place, each)
         for block, values, made in zip(blocks, raw, logits, strict=True):
             own = ((target >= block.start) & (target < block.stop)).nonzero()[:, 0]
             at = place[own], target[own] - block.start
-            logprobs[own] += made[at] / self.temperature
+            logprobs[own] += made[at]
             # d/dlogits of sum_k a_k log p(y_k) at a place: (sum_k a_k (1[y_k] - p)) / T
-            d = made.div(self.temperature).sub_(normaliser[:, None]).exp_().mul_(-total[:, None])
-            d.index_put_(at, each[own], accumulate=True).div_(self.temperature)
+            d = made.sub_(normaliser[:, None]).exp_().mul_(-total[:, None])
+            d.index_put_(at, each[own], accumulate=True)
+            if self.temperature != 1.0:
+                d.div_(self.temperature)
             d = split.before(values, d).to(hidden.dtype)
             if split.module is None:
                 if back is not None:

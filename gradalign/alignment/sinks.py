@@ -10,15 +10,18 @@ from gradalign.policy.packing import Batch
 
 CACHED = 2**18
 """Elements of one group's gradient that are formed and reduced at a time on a CPU: what its caches hold."""
-SMALL, TOGETHER = 2**16, 2**21
-"""Matrices of at most so many elements are formed for several groups at once; so many elements in all."""
+SMALL, TOGETHER = {"cpu": 2**16}, {"cpu": 2**21}
+"""By device: matrices of at most so many elements are formed for several groups at once; so many elements in all."""
+LARGE = 2**27
+"""The same on devices that want large work: half a gigabyte."""
 
 
 def product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """a^T b in ``dtype``; (.., rows, n) and (.., rows, m) give (.., n, m)."""
-    if a.dtype != dtype and a.is_cuda and a.ndim == 2:
-        return torch.mm(a.t(), b, out_dtype=dtype)
-    return torch.matmul(a.transpose(-1, -2), b).to(dtype)
+    a = a.transpose(-1, -2)
+    if a.dtype != dtype and a.is_cuda:
+        return torch.mm(a, b, out_dtype=dtype) if a.ndim == 2 else torch.bmm(a, b, out_dtype=dtype)
+    return torch.matmul(a, b).to(dtype)
 
 
 class Total:
@@ -95,15 +98,21 @@ class Reduce:
         padded = np.full((len(lengths), lengths.max()), lengths.sum())
         padded[np.arange(padded.shape[1]) < lengths[:, None]] = np.arange(lengths.sum())
         self.uniform = lengths.min() == lengths.max()
+        self.even = padded.size <= 1.25 * lengths.sum()
         self.padded = torch.from_numpy(padded).to(ids.device)
         self.owner = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(ids.device)
         self.carried: dict[int, torch.Tensor] = {}
         if tied is not None:  # rows of the output layer's gradient that the embedding's meets
-            words, inverse = torch.unique(torch.stack([self.owner, ids]), dim=1, return_inverse=True)
-            self.pairs = words, inverse
+            self.pairs = words, _ = self._pairs(ids)
             self.met: torch.Tensor | None = None
             self.words = words[1].cpu().numpy()
             self.by_group = np.searchsorted(words[0].cpu().numpy(), np.arange(len(lengths) + 1))
+
+    def _pairs(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(2, pairs) each group with each token it has, in order; (slots,) which of them each slot is."""
+        size = ids.max() + 1
+        pairs, inverse = torch.unique(self.owner * size + ids, return_inverse=True)
+        return torch.stack([pairs // size, pairs % size]), inverse
 
     def _along(self, index: int) -> torch.Tensor | None:
         return None if self.along is None else self.along[index].to(self.sums.device)
@@ -125,9 +134,9 @@ class Reduce:
         if self.beside is not None:
             self.beside.matrix(index, a, b)
         along, size = self._along(index), a.shape[1] * b.shape[1]
-        if size <= SMALL and len(self.spans) > 1:
+        if size <= SMALL.get(a.device.type, LARGE) and len(self.spans) > 1 and (a.device.type == "cpu" or self.even):
             a, b = self._by_group(a), self._by_group(b)
-            some = max(1, TOGETHER // size)
+            some = max(1, TOGETHER.get(a.device.type, LARGE) // size)
             for start in range(0, len(self.spans), some):
                 groups = slice(start, start + some)
                 self._add_all(groups, product(a[groups], b[groups], self.dtype).flatten(1), along)
@@ -153,7 +162,7 @@ class Reduce:
         if index == self.tied:
             words, inverse = self.pairs
         else:
-            words, inverse = torch.unique(torch.stack([self.owner, ids]), dim=1, return_inverse=True)
+            words, inverse = self._pairs(ids)
         own = d.new_zeros(words.shape[1], d.shape[1], dtype=self.dtype).index_add_(0, inverse, d.to(self.dtype))
         norms = torch.linalg.vecdot(own, own)
         if index == self.tied and self.met is not None:

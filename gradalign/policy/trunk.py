@@ -20,8 +20,8 @@ from gradalign.policy.attention import led
 from gradalign.policy.load import Policy
 from gradalign.policy.packing import Batch
 
-BLOCK = 4096
-"""Tokens of the vocabulary whose logits are formed at a time."""
+BLOCK = {"cpu": 2**12}
+"""By device: tokens of the vocabulary whose logits are formed at a time; 2**15 on others."""
 
 
 class _Given(BaseModelOutputWithPast):
@@ -77,8 +77,9 @@ class Split:
 
     def blocks(self) -> Iterator[slice]:
         """The vocabulary, some at a time."""
-        for start in range(0, self.vocabulary, BLOCK):
-            yield slice(start, min(start + BLOCK, self.vocabulary))
+        block = BLOCK.get(self.policy.device.type, 2**15)
+        for start in range(0, self.vocabulary, block):
+            yield slice(start, min(start + block, self.vocabulary))
 
     def after(self, values: torch.Tensor) -> torch.Tensor:
         """(places, tokens) logits from the head's output."""
