@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gradalign.alignment.ranks import ranks, spearman
 from gradalign.alignment.record import Numbers
 from gradalign.bench.agreement import agreement
 from gradalign.bench.draws import Part, Store, cut
@@ -13,10 +14,8 @@ from gradalign.bench.fidelity_table import mean
 from gradalign.bench.measures import (
     largest_error,
     overlap,
-    ranks,
     relative_rms_error,
     sign_agreement,
-    spearman,
 )
 from gradalign.errors import GradAlignError
 from tests.conftest import make_groups

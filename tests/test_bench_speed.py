@@ -54,12 +54,13 @@ def test_arms_take_turns_and_agree(gradalign: Callable[..., Ran], tmp_path: Path
         assert len(own["seconds"]) == len(own["peak_bytes"]) == 2
         assert summed["least"] <= summed["seconds"] <= summed["most"]
         assert len(own["dots"]) == 3
-        assert summed["error"] < (0.05 if ARMS[arm].differences else 1e-4)
+        if not ARMS[arm].sketched:
+            assert summed["error"] < (0.05 if ARMS[arm].differences else 1e-4)
         assert f"| {arm} |" in ran.out
     assert out.with_suffix(".md").read_text().startswith("# gradalign bench speed\n")
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", [name for name, arm in ARMS.items() if not arm.sketched])
 def test_arms_give_the_dots_of_the_reference(arm: str) -> None:
     policy = build("small", "float32", "cpu", 0)
     *groups, held_out = random_groups(WORKLOADS["small"], 3, policy.config.vocab_size, 0)

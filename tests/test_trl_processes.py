@@ -30,8 +30,9 @@ def torchrun(options: dict[str, Any], module: str = "tests.trl_run") -> subproce
     [
         {"steps_per_round": 1, "chunk": 13, "strategy": "tscore", "contributions": True, "direction_average": 0.5},
         {"mode": "batch", "steps_per_round": 2},
+        {"steps_per_round": 2, "engine": "sketch", "strategy": "learnalign", "projection": "two-sided:32"},
     ],
-    ids=["round", "batch"],
+    ids=["round", "batch", "sketch"],
 )
 def test_two_processes_choose_what_one_does(tmp_path: Path, options: dict[str, Any]) -> None:
     options = {"max_steps": 4} | options

@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from gradalign.alignment.align import provides
+from gradalign.alignment.engines import provides
 from gradalign.alignment.record import Alignment
 from gradalign.alignment.table import read_alignments
 from gradalign.problems.read import read_problems

@@ -6,29 +6,24 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+
+import numpy as np
 
 from gradalign.alignment.direction import Direction, build_direction, require_gradient
-from gradalign.alignment.directional import Directional, difference_for
+from gradalign.alignment.directional import Directional
+from gradalign.alignment.engines import check_difference, provides
 from gradalign.alignment.exact import Exact, Recorded
+from gradalign.alignment.learnalign import learnalign, require_rates
 from gradalign.alignment.record import Alignment, Numbers
 from gradalign.alignment.reference import Reference
+from gradalign.alignment.sketch import USUAL, Sketch, Sketched, Sketching
 from gradalign.alignment.steps import Step
-from gradalign.errors import GradAlignError, nearest, warn
+from gradalign.errors import GradAlignError, warn
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
 from gradalign.policy.logprobs import packs
 from gradalign.policy.objective import Objective
 from gradalign.processes import ALONE, Processes
-
-EngineName = Literal["exact", "directional", "reference"]
-ENGINES: dict[str, type[Exact] | type[Directional] | type[Reference]] = {
-    "exact": Exact,
-    "directional": Directional,
-    "reference": Reference,
-}
-"""Engine name -> class; its ``provides`` says which numbers it gives."""
-
 
 Progress = Callable[[str, int], Callable[..., None]]
 """Called with a stage's name and size; gives a function to call with (or without) the number of items done."""
@@ -43,31 +38,6 @@ Measure = Callable[[Sequence[Group], Direction], Iterator[Numbers]]
 """Numbers of each group, in order; every group's status is ``scored``."""
 
 
-def provides(engine: str, contributions: bool) -> frozenset[str]:
-    """Names of the numbers that an engine gives, with or without the further forward-only pass.
-
-    Raises:
-        GradAlignError: no such engine.
-    """
-    if engine not in ENGINES:
-        raise GradAlignError(f"unknown engine {engine!r}{nearest(engine, ENGINES)}")
-    return ENGINES[engine].provides | (Directional.provides if contributions else frozenset())
-
-
-def check_difference(engine: str, policy: Policy, difference: str | None) -> None:
-    """Refuse a way to differentiate that the engine or the weights' type does not allow.
-
-    Raises:
-        GradAlignError: it does not.
-    """
-    difference_for(policy, difference)
-    if engine == "directional" and difference == "one-sided":
-        raise GradAlignError(
-            "one-sided differences save a pass only where log-probabilities at the unmoved weights come from the same "
-            "passes, which engine exact gives: take --engine exact --contributions, or --difference central"
-        )
-
-
 @dataclass
 class Scored:
     """What scoring gives.
@@ -77,12 +47,14 @@ class Scored:
         alignments: one a candidate group, in the candidates' order.
         seconds: wall-clock time by part: ``direction``, ``self-check``, ``candidates``, ``contributions``.
         step: the finite-difference step and its error, where forward passes were differenced.
+        sketched: what the sketch is and how it agrees with others, where there is one.
     """
 
     direction: Direction
     alignments: list[Alignment]
     seconds: dict[str, float] = field(default_factory=dict)
     step: Step | None = None
+    sketched: Sketched | None = None
 
 
 @dataclass
@@ -92,19 +64,22 @@ class Scorer:
     Attributes:
         policy: the policy; only its gradients are touched, and left empty.
         objective: advantage, aggregation, temperature.
-        engine: ``exact``, ``directional`` or ``reference``.
+        engine: a name in `gradalign.alignment.engines.ENGINES`.
         batch_tokens: tokens in one forward or backward pass, at most (one rollout at least).
         contributions: with ``exact``, a further forward-only pass gives se, t and corr.
         unit: each validation problem's gradient is divided by its norm before averaging.
-        seed: of the validation set's halving.
+        seed: of the validation set's halving, and of sketches.
         processes: each works on its share of the groups; all get all results.
         difference: how forward-only scores differentiate, see `gradalign.alignment.directional`; None leaves it to the
             weights' type.
         offload: the direction is kept in a file, not in memory.
         step: of forward-only scores, where `calibrate` has chosen one.
+        sketching: layers, projection and store of engine ``sketch``.
+        learnalign: also score the candidates among each other; their features are held until all are there.
+        sketched: of a sketch, where `calibrate` has compared it.
 
     Raises:
-        GradAlignError: unknown engine, or a difference that it cannot take.
+        GradAlignError: unknown engine, or a difference that it cannot take; no features for ``learnalign``.
     """
 
     policy: Policy
@@ -118,12 +93,22 @@ class Scorer:
     difference: str | None = None
     offload: bool = False
     step: Step | None = None
+    sketching: Sketching = USUAL
+    learnalign: bool = False
+    sketched: Sketched | None = None
 
     def __post_init__(self) -> None:
         provides(self.engine, self.contributions)
         self.contributions = self.contributions and self.engine == "exact"  # the others give them anyway
         if self.forward_only:
             check_difference(self.engine, self.policy, self.difference)
+        if self.learnalign and not (self.engine == "sketch" and self.sketching.keeps_features):
+            raise GradAlignError(
+                "LearnAlign compares the features of all problems, which only engine sketch with a projection keeps; "
+                "take --engine sketch --projection two-sided:8, or another strategy"
+            )
+        if self.sketching.store is not None and self.processes.count > 1:
+            raise GradAlignError("a feature store is one process's; leave it out, or run one process")
 
     @property
     def forward_only(self) -> bool:
@@ -148,12 +133,16 @@ class Scorer:
     def calibrate(self, groups: Sequence[Group], direction: Direction) -> Step | None:
         """Choose the finite-difference step on up to eight of ``groups``, and keep it; None where none is needed.
 
+        A sketch is compared with exact scores and with itself, which is kept too.
+
         Raises:
             GradAlignError: no step agrees with exact dots.
         """
         tried = [group for group in groups if group.status == "scored"]
         if self.forward_only and tried:
             self.step = self._directional(self._packed(tried)).calibrate(tried, direction)
+        if self.engine == "sketch" and tried:
+            self.sketched = self._sketch(self._packed(tried)).check(tried, direction)
         return self.step
 
     def measure(self, candidates: Sequence[Group], direction: Direction, progress: Progress = silent) -> Scored:
@@ -168,7 +157,10 @@ class Scorer:
         seconds: dict[str, float] = {}
         scored = [group for group in candidates if group.status == "scored"]
         start = time.perf_counter()
-        if self.forward_only and scored and self.step is None:
+        rates = np.array([group.rewards.mean() for group in scored])
+        if self.learnalign:
+            require_rates(rates)
+        if (self.forward_only and self.step is None) or (self.engine == "sketch" and self.sketched is None):
             self.calibrate(scored, direction)
             seconds["self-check"] = time.perf_counter() - start
 
@@ -180,7 +172,16 @@ class Scorer:
             measure = partial(self._exact(packed).measure, recorded=recorded)
         elif self.engine == "directional":
             measure = self._directional(packed).measure
-        numbers = self._measure(measure, scored, direction, progress, "candidates")
+        if self.engine == "sketch":
+            sketch = self._sketch(packed)
+            with sketch.stored():
+                numbers = self._measure(sketch.measure, scored, direction, progress, "candidates")
+            if self.learnalign and scored:
+                features = self.processes.joined(self.processes.gather(sketch.kept))
+                for own, value in zip(numbers, learnalign(np.stack(features), rates), strict=True):
+                    own.learnalign = float(value)
+        else:
+            numbers = self._measure(measure, scored, direction, progress, "candidates")
         seconds["candidates"] = time.perf_counter() - start
 
         if self.contributions:
@@ -193,7 +194,7 @@ class Scorer:
 
         by_group = {id(group): own for group, own in zip(scored, numbers, strict=True)}
         alignments = [Alignment.of(group, by_group.get(id(group))) for group in candidates]
-        return Scored(direction, alignments, seconds, self.step)
+        return Scored(direction, alignments, seconds, self.step, self.sketched)
 
     def _exact(self, packed: bool) -> Exact:
         return Exact(self.policy, self.objective, self.batch_tokens, packed)
@@ -202,6 +203,11 @@ class Scorer:
         made = Directional(self.policy, self.objective, self.batch_tokens, packed, self.difference)
         made.step = self.step
         return made
+
+    def _sketch(self, packed: bool) -> Sketch:
+        return Sketch(
+            self.policy, self.objective, self.batch_tokens, packed, self.sketching, self.seed, self.learnalign
+        )
 
     def _packed(self, groups: Sequence[Group]) -> bool:
         return packs(self.policy, groups, self.batch_tokens)
@@ -249,6 +255,8 @@ def score(
     direction: Direction | None = None,
     difference: str | None = None,
     offload: bool = False,
+    sketching: Sketching = USUAL,
+    learnalign: bool = False,
 ) -> Scored:
     """Align candidate groups with the validation direction; see `Scorer` for the arguments.
 
@@ -258,8 +266,9 @@ def score(
         GradAlignError: unknown engine; no validation problem carries a gradient; a number that is not finite.
     """
     scorer = Scorer(
-        policy, objective, engine, batch_tokens, contributions, unit, seed, difference=difference, offload=offload
-    )
+        policy, objective, engine, batch_tokens, contributions, unit, seed, difference=difference, offload=offload,
+        sketching=sketching, learnalign=learnalign,
+    )  # fmt: skip
     seconds: dict[str, float] = {}
     if direction is None:
         start = time.perf_counter()

@@ -39,14 +39,17 @@ class Exact:
         objective: what is differentiated.
         batch_tokens: tokens in one forward and backward pass, at most (one rollout at least).
         packed: a group's prompt is computed once; see `gradalign.policy.logprobs.packs`.
+        passes: of this policy, where they are not the ordinary ones.
     """
 
     provides = frozenset({"dot", "norm", "cosine"})
 
-    def __init__(self, policy: Policy, objective: Objective, batch_tokens: int, packed: bool) -> None:
+    def __init__(
+        self, policy: Policy, objective: Objective, batch_tokens: int, packed: bool, passes: Passes | None = None
+    ) -> None:
         self.policy, self.objective, self.packed = policy, objective, packed
         self.budget = Budget(batch_tokens)
-        self.passes = Passes(policy, objective.temperature, packed)
+        self.passes = passes or Passes(policy, objective.temperature, packed)
 
     def measure(
         self, groups: Iterable[Group], direction: Direction, recorded: Recorded | None = None
@@ -91,8 +94,7 @@ class Exact:
                 return total, products
 
     def _weighted(self, group: Group, weight: float = 1.0, every: bool = False) -> Weighted:
-        half = (self.policy.computes_in or self.policy.dtype) in (torch.float16, torch.bfloat16)
-        return weighted(group, self.objective, half, every, weight)
+        return weighted(group, self.objective, self.policy.half, every, weight)
 
     def _zeros(self) -> list[torch.Tensor]:
         return [torch.zeros_like(p, dtype=self.policy.reduction_dtype) for p in self.policy.parameters]

@@ -34,12 +34,7 @@ def learnalign(features: NDArray[np.floating], pass_rates: Floats, block: int = 
     rates = np.asarray(pass_rates, np.float64)
     if rates.shape != (len(features),):
         raise ValueError(f"{rates.shape} pass rates for {len(features)} rows of features")
-    outside = np.flatnonzero(~((rates >= 0) & (rates <= 1)))
-    if len(outside):
-        raise GradAlignError(
-            f"learnalign: the mean reward of problem {outside[0] + 1} is {rates[outside[0]]:g}, which is no pass rate; "
-            "give rewards between 0 and 1, or take another strategy"
-        )
+    require_rates(rates)
     learnability = rates * (1 - rates)
     mean, scores = np.zeros(features.shape[1]), np.zeros(len(rates))
     blocks = [slice(start, start + block) for start in range(0, len(rates), block)]
@@ -48,3 +43,17 @@ def learnalign(features: NDArray[np.floating], pass_rates: Floats, block: int = 
     for rows in blocks:
         scores[rows] = learnability[rows] * (normalised(features[rows]) @ mean)
     return scores
+
+
+def require_rates(pass_rates: Floats) -> None:
+    """Refuse mean rewards that are no pass rates.
+
+    Raises:
+        GradAlignError: one is not in [0, 1].
+    """
+    outside = np.flatnonzero(~((pass_rates >= 0) & (pass_rates <= 1)))
+    if len(outside):
+        raise GradAlignError(
+            f"learnalign: the mean reward of problem {outside[0] + 1} is {pass_rates[outside[0]]:g}, which is no pass "
+            "rate; give rewards between 0 and 1, or take another strategy"
+        )

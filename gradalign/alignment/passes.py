@@ -198,7 +198,9 @@ class Passes:
             with torch.no_grad():
                 for group, part in enumerate(batch.parts):
                     slots = batch.slot[part.places]
-                    own, back_ = self._head(batch, group, part, flat[slots], each[part.targets], sink)
+                    own, back_ = self._head(
+                        batch, group, part, flat[slots], each[part.targets], sink, hidden.requires_grad
+                    )
                     logprobs[part.targets] = own
                     back[slots] = back_
             if hidden.requires_grad:
@@ -206,10 +208,11 @@ class Passes:
         return per_rollout(batch, logprobs)
 
     def _head(
-        self, batch: Batch, group: int, part: Part, hidden: torch.Tensor, each: torch.Tensor, sink: Sink
+        self, batch: Batch, group: int, part: Part, hidden: torch.Tensor, each: torch.Tensor, sink: Sink, carried: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Of one group: (response tokens,) log-probabilities, and (places, hidden) the gradient that comes back.
 
+        That is left zero where it is not ``carried`` on, through the trunk.
         The gradient by the logits is known as soon as they are: the log-probabilities enter linearly.
         """
         place, target = batch.place[part.targets] - part.places.start, batch.target[part.targets]
@@ -219,16 +222,16 @@ class Passes:
             within = ((place >= start) & (place < start + some)).nonzero()[:, 0]
             places = slice(start, start + some)
             logprobs[within] = self._chunk(
-                group, hidden[places], back[places], place[within] - start, target[within], each[within], sink,
-                start + some < len(hidden),
+                group, hidden[places], back[places] if carried else None, place[within] - start, target[within],
+                each[within], sink, start + some < len(hidden),
             )  # fmt: skip
         return logprobs, back
 
     def _chunk(
-        self, group: int, hidden: torch.Tensor, back: torch.Tensor, place: torch.Tensor, target: torch.Tensor,
+        self, group: int, hidden: torch.Tensor, back: torch.Tensor | None, place: torch.Tensor, target: torch.Tensor,
         each: torch.Tensor, sink: Sink, more: bool,
     ) -> torch.Tensor:  # fmt: skip
-        """The same for some places; adds to ``back``."""
+        """The same for some places; adds to ``back`` where that is wanted."""
         split, capture = self.split, self.capture
         blocks = list(split.blocks())
         raw = [split.raw(hidden, block) for block in blocks]
@@ -249,10 +252,11 @@ class Passes:
                 d.div_(self.temperature)
             d = split.before(values, d).to(hidden.dtype)
             if split.module is None:
-                back[:, block] = d
+                if back is not None:
+                    back[:, block] = d
                 continue
-            weight, _ = split.weights(block)
-            back.addmm_(d, weight)
+            if back is not None:
+                back.addmm_(d, split.weights(block)[0])
             if capture.head is not None:
                 sink.head(capture.head, group, block.start, d, hidden, more)
             if capture.head_bias is not None:

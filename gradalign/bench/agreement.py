@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gradalign.alignment.ranks import spearman
 from gradalign.alignment.record import Numbers
 from gradalign.bench.draws import Draws
-from gradalign.bench.measures import largest_error, overlap, relative_rms_error, sign_agreement, spearman
+from gradalign.bench.measures import largest_error, overlap, relative_rms_error, sign_agreement
 
 STATISTICS = ("dot", "cosine", "t", "corr")
 """What is compared with the truth, where an arm gives it."""

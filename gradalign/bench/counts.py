@@ -21,20 +21,26 @@ class Shape:
         layer_weights: weights of one layer's matrices.
         head_weights: weights of the output layer, tied or not.
         attention_width: heads times head size.
+        layer_sides: rows and columns of one layer's matrices, added up.
+        head_sides: rows and columns of the output layer.
     """
 
     layers: int
     layer_weights: int
     head_weights: int
     attention_width: int
+    layer_sides: int = 0
+    head_sides: int = 0
 
     @classmethod
     def of(cls, config: Any) -> Shape:
         """The shape that a Llama or Qwen2 configuration describes."""
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         queries, keys = config.num_attention_heads * size, config.num_key_value_heads * size
-        weights = config.hidden_size * (2 * queries + 2 * keys + 3 * config.intermediate_size)
-        return cls(config.num_hidden_layers, weights, config.vocab_size * config.hidden_size, queries)
+        others = 2 * queries + 2 * keys + 3 * config.intermediate_size
+        weights, sides = config.hidden_size * others, 7 * config.hidden_size + others
+        head = config.vocab_size * config.hidden_size, config.vocab_size + config.hidden_size
+        return cls(config.num_hidden_layers, weights, head[0], queries, sides, head[1])
 
 
 @dataclass(frozen=True)
@@ -84,13 +90,40 @@ def shared(forwards: int) -> Count:
 
     A response's last token predicts nothing and is left out; all first tokens are predicted by the prompt's last.
     """
+    return lambda shape, lengths: _operations(shape, forwards, *_passed(lengths))
+
+
+def sketched(rank: int) -> Count:
+    """The same, forward and backward, but no gradient of a weight is formed: its factors are projected.
+
+    Either side of a factor costs a token ``rank`` products; the product of the two projections is not counted.
+    """
 
     def count(shape: Shape, lengths: Lengths) -> Operations:
-        more = lengths.rollouts * (lengths.response - 1)
-        pairs = _causal(lengths.prompt) + more * lengths.prompt + lengths.rollouts * _causal(lengths.response - 1)
-        return _operations(shape, forwards, lengths.prompt + more, 1 + more, pairs)
+        tokens, places, pairs = _passed(lengths)
+        carried = _operations(shape, 2, tokens, places, 0).weights
+        projected = 2 * rank * (tokens * shape.layers * shape.layer_sides + places * shape.head_sides)
+        return Operations(carried + projected, _operations(shape, 3, 0, 0, pairs).attention)
 
     return count
+
+
+def head_sketched(rank: int) -> Count:
+    """The same for the output layer alone: a forward pass, and the projections of one matrix."""
+
+    def count(shape: Shape, lengths: Lengths) -> Operations:
+        tokens, places, pairs = _passed(lengths)
+        forward = _operations(shape, 1, tokens, places, pairs)
+        return Operations(forward.weights + 2 * rank * places * shape.head_sides, forward.attention)
+
+    return count
+
+
+def _passed(lengths: Lengths) -> tuple[int, int, int]:
+    """Tokens, places with logits, and visible pairs of tokens in a pass over a group whose prompt is shared."""
+    more = lengths.rollouts * (lengths.response - 1)
+    pairs = _causal(lengths.prompt) + more * lengths.prompt + lengths.rollouts * _causal(lengths.response - 1)
+    return lengths.prompt + more, 1 + more, pairs
 
 
 def _operations(shape: Shape, forwards: int, tokens: int, places: int, pairs: int) -> Operations:

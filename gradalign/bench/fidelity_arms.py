@@ -9,8 +9,10 @@ from functools import cached_property
 from gradalign.alignment.align import Scorer
 from gradalign.alignment.direction import Direction
 from gradalign.alignment.record import Numbers
+from gradalign.alignment.sketch import Sketch, Sketching
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy, load_policy
+from gradalign.policy.logprobs import packs
 from gradalign.policy.objective import Objective
 
 
@@ -64,6 +66,18 @@ def _engine(name: str) -> Score:
     return score
 
 
+def _sketch(layers: str, projection: str) -> Score:
+    """Engine sketch without its self-check, which the benchmark is itself."""
+
+    def score(setup: Setup, groups: Sequence[Group], seed: int) -> list[Numbers]:
+        packed = packs(setup.policy, groups, setup.batch_tokens)
+        sketching = Sketching(layers, projection)
+        engine = Sketch(setup.policy, setup.objective, setup.batch_tokens, packed, sketching, seed)
+        return list(engine.measure(groups, setup.direction))
+
+    return score
+
+
 def _rounded(setup: Setup, groups: Sequence[Group], seed: int) -> list[Numbers]:
     return _numbers(Scorer(setup.rounded, setup.objective, "exact", setup.batch_tokens), setup, groups)
 
@@ -78,5 +92,9 @@ ARMS = {
     TRUTH: Arm("engine exact", _engine("exact")),
     "directional": Arm("engine directional, its step chosen by its self-check", _engine("directional")),
     "bfloat16": Arm("engine exact with the weights rounded to bfloat16; the direction is float32's", _rounded),
+    "sketch": Arm("engine sketch, each matrix projected to 8 x 8", _sketch("all", "two-sided:8"), True),
+    "coordinates": Arm("engine sketch, 4,096 coordinates of all", _sketch("all", "coordinates:4096"), True),
+    "last:2": Arm("engine sketch of the last two blocks, each matrix to 8 x 8", _sketch("last:2", "two-sided:8"), True),
+    "lm-head": Arm("engine exact over the output layer alone", _sketch("lm-head", "none")),
 }
 """Name -> arm."""

@@ -12,8 +12,9 @@ from gradalign.alignment.direction import Direction
 from gradalign.alignment.directional import Directional
 from gradalign.alignment.exact import Exact
 from gradalign.alignment.record import Numbers
+from gradalign.alignment.sketch import Sketch, Sketching
 from gradalign.alignment.steps import START, Step
-from gradalign.bench.counts import Count, repeated, shared
+from gradalign.bench.counts import Count, head_sketched, repeated, shared, sketched
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
 from gradalign.policy.objective import Objective
@@ -49,12 +50,14 @@ class Arm:
         make: from the set-up and all groups that will be measured, what is timed; what it does itself is not timed.
         count: operations of one group.
         differences: it takes finite differences, which float32 weights alone can carry.
+        sketched: its dots are estimates, or of some layers alone.
     """
 
     about: str
     make: Callable[[Setup, Sequence[Group]], Run]
     count: Count
     differences: bool = False
+    sketched: bool = False
 
 
 def _plain(setup: Setup, groups: Sequence[Group]) -> Run:
@@ -107,6 +110,17 @@ def _forward_mode(setup: Setup, groups: Sequence[Group]) -> Run:
     return lambda some: list(engine.measure(some, setup.direction))
 
 
+def _sketch(layers: str) -> Callable[[Setup, Sequence[Group]], Run]:
+    def make(setup: Setup, groups: Sequence[Group]) -> Run:
+        sketching = Sketching(layers, f"two-sided:{RANK}")
+        engine = Sketch(setup.policy, setup.objective, setup.batch_tokens, True, sketching)
+        return lambda some: list(engine.measure(some, setup.direction))
+
+    return make
+
+
+RANK = 8
+"""Rows and columns that sketches keep of a matrix."""
 BASELINE = "plain"
 """The arm that speed-ups are against."""
 ARMS = {
@@ -117,5 +131,11 @@ ARMS = {
     ),
     "one-sided": Arm("engine directional, one forward pass, the unmoved one at hand", _one_sided, shared(1), True),
     "forward-mode": Arm("engine directional, tangents carried through one pass", _forward_mode, shared(3)),
+    "sketch": Arm(
+        f"engine sketch, each matrix projected to {RANK} x {RANK}", _sketch("all"), sketched(RANK), sketched=True
+    ),
+    "lm-head": Arm(
+        "engine sketch of the output layer alone, likewise", _sketch("lm-head"), head_sketched(RANK), sketched=True
+    ),
 }
 """Name -> arm; an engine's work is counted in forward passes (a backward pass is two)."""

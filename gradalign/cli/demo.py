@@ -9,7 +9,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from gradalign.alignment.align import provides, warn_of_noise
+from gradalign.alignment.align import warn_of_noise
+from gradalign.alignment.engines import provides
 from gradalign.alignment.record import unscored
 from gradalign.cli.options import Count, Share
 from gradalign.config import Options, parse, resolved

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gradalign.alignment.align import EngineName
 from gradalign.alignment.directional import Difference
+from gradalign.alignment.engines import EngineName
+from gradalign.alignment.sketch import USUAL, Sketching
 from gradalign.config import Options
 from gradalign.errors import GradAlignError
 from gradalign.policy.load import Policy, load_policy
@@ -47,7 +48,8 @@ class ScoringOptions(Options):
     """How alignments are computed."""
 
     engine: EngineName = "exact"
-    """exact: one backward pass a group; directional: forward passes alone; reference: slow and plain."""
+    """exact: one backward pass a group; directional: forward passes alone; sketch: short vectors, see --layers and
+    --projection; reference: slow and plain."""
     contributions: bool = False
     """With exact: a further forward-only pass gives each problem's standard error, t and reward correlation."""
     advantage: Advantage = "mean"
@@ -71,6 +73,31 @@ class ScoringOptions(Options):
     parameters: tuple[str, ...] = ()
     """Patterns such as *layers.1[0-9].*; score over matching parameters only (default: all trainable ones)."""
 
+    layers: str = USUAL.layers
+    """With sketch: all, lm-head (the output layer alone, no backward pass through the rest), last:K (the last K
+    blocks), lora:R (what fresh adapters of rank R would get)."""
+    projection: str = USUAL.projection
+    """With sketch, of each parameter's gradient: two-sided:R (R x R numbers a matrix), coordinates:N (N random ones of
+    all), none."""
+    store: Path | None = None
+    """With sketch: folder that features are kept in; what is in it is not computed again."""
+    gram: bool = False
+    """With --store: also write the inner products of all its rows (gram.npy)."""
+
+    @model_validator(mode="after")
+    def _sketch_alone(self) -> ScoringOptions:
+        sketching = self.sketching  # refuses what cannot be
+        names = ("layers", "projection", "store", "gram")
+        given = [name for name in names if getattr(sketching, name) != getattr(USUAL, name)]
+        if self.engine != "sketch" and given:
+            raise ValueError(f"option --{given[0]} is of --engine sketch; add that, or leave the option out")
+        return self
+
+    @property
+    def sketching(self) -> Sketching:
+        """What engine sketch does."""
+        return Sketching(self.layers, self.projection, self.store, self.gram)
+
     @property
     def objective(self) -> Objective:
         """The objective that is differentiated."""
@@ -81,7 +108,7 @@ class SelectionOptions(Options):
     """Which strategy, and how many to choose."""
 
     strategy: str | None = None
-    """Ranking: gradalign, dot, tscore, corr, accgreedy, random (default: gradalign where the engine gives a
+    """Ranking: gradalign, dot, tscore, corr, learnalign, accgreedy, random (default: gradalign where the engine gives a
     cosine, else dot)."""
     top: Count | None = None
     """Choose this many."""
@@ -90,7 +117,7 @@ class SelectionOptions(Options):
     threshold: float | None = None
     """Choose all with at least this score, in the strategy's own units."""
     seed: int = 0
-    """Seed of ties, of the validation halves, and of sampling."""
+    """Seed of ties, of the validation halves, of sampling, and of sketches."""
 
     @model_validator(mode="after")
     def _one_size(self) -> SelectionOptions:

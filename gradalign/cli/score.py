@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import model_validator
@@ -82,7 +83,7 @@ def run(arguments: Sequence[str]) -> None:
         scored = score(
             policy, candidates, validation, options.objective, options.engine, options.batch_tokens,
             options.contributions, options.unit, options.seed, progress, direction, options.difference,
-            options.offload,
+            options.offload, options.sketching, strategy.needs == "learnalign",
         )  # fmt: skip
     if options.save_direction is not None:
         save_direction(options.save_direction, policy, options.objective, scored.direction)
@@ -93,6 +94,7 @@ def run(arguments: Sequence[str]) -> None:
         "policy": policy.fingerprint,
         "covered": policy.covered,
         "direction": scored.direction.facts(),
+        "sketch": scored.sketched and asdict(scored.sketched),
         "seconds": scored.seconds,
     }
     write_json(config, resolved("score", options, **facts))

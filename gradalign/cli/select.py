@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from gradalign.alignment.align import check_difference, warn_of_noise
+from gradalign.alignment.align import warn_of_noise
+from gradalign.alignment.engines import check_difference
 from gradalign.cli.options import (
     Count,
     PolicyOptions,
@@ -70,7 +71,7 @@ def run(arguments: Sequence[str]) -> None:
     plan = RoundPlan(
         strategy=strategy, size=options.size, objective=options.objective, engine=options.engine,
         contributions=options.contributions, unit=options.unit, batch_tokens=options.batch_tokens,
-        seed=options.seed, difference=options.difference, offload=options.offload,
+        seed=options.seed, difference=options.difference, offload=options.offload, sketching=options.sketching,
     )  # fmt: skip
     counts = options.rollouts, options.validation_rollouts or options.rollouts
     samplers = [

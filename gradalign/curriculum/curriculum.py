@@ -230,6 +230,7 @@ class Curriculum:
                 "strategy": self.plan.strategy.name,
                 "size": dataclasses.asdict(self.plan.size),
                 "objective": dataclasses.asdict(self.plan.objective),
+                "sketching": [self.plan.sketching.layers, self.plan.sketching.projection],
                 "average": self.average,
             },
         }

@@ -7,11 +7,13 @@ forward passes alone where the engine is ``directional``, and the very rollouts 
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 from gradalign.alignment.align import Progress, silent
 from gradalign.alignment.direction import NoGradientError
 from gradalign.alignment.record import Alignment
+from gradalign.alignment.sketch import Sketched
 from gradalign.alignment.steps import Step
 from gradalign.alignment.table import write_alignments
 from gradalign.curriculum.curriculum import Curriculum
@@ -36,8 +38,8 @@ class BatchFilter(Curriculum):
     ) -> dict[str, float]:
         """Find the direction of round ``number``, or find on disk that it was found; see `Curriculum.begin`."""
         folder = round_folder(self.folder, number)
-        self.state.step = None
-        facts: dict[str, Any] = {"rollouts": 0, "direction": None, "seconds": {}, "step": None}
+        self.state.step = self.state.sketch = None
+        facts: dict[str, Any] = {"rollouts": 0, "direction": None, "seconds": {}, "step": None, "sketch": None}
         if self.plan.strategy.needs_engine:
             if open_round(folder, self.identity(number, policy, [], samplers), [DIRECTION], self.processes):
                 facts = read_json(folder / "metrics.json")
@@ -58,11 +60,12 @@ class BatchFilter(Curriculum):
                 step = scorer.calibrate(trusted, direction)
                 facts["seconds"]["self-check"] = time.perf_counter() - start
                 facts["step"] = None if step is None else [step.length, step.error]
+                facts["sketch"] = scorer.sketched and asdict(scorer.sketched)
                 facts["direction"] = direction.facts()
                 facts["rollouts"] = sum(len(group.rollouts) for group in trusted)
                 if self.processes.first:
                     write_json(folder / "metrics.json", facts)
-            self.state.step = facts["step"]
+            self.state.step, self.state.sketch = facts["step"], facts["sketch"]
         self.note(number, [], facts)
         numbers = spent(facts)
         return numbers | {"validation_" + name: numbers.pop(name) for name in ("rollouts", "seconds")}
@@ -97,6 +100,7 @@ class BatchFilter(Curriculum):
             assert self.followed is not None, "begin() was not called"
             scorer = self.plan.scorer(policy, self.processes)
             scorer.step = None if self.state.step is None else Step(*self.state.step)
+            scorer.sketched = None if self.state.sketch is None else Sketched(**self.state.sketch)
             alignments = scorer.measure(groups, self.followed).alignments
         else:
             alignments = [Alignment.of(group) for group in groups]

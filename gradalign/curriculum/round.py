@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gradalign.alignment.align import Progress, Scored, Scorer, silent
 from gradalign.alignment.direction import Direction
 from gradalign.alignment.record import Alignment, unscored
+from gradalign.alignment.sketch import USUAL, Sketching
 from gradalign.alignment.table import write_alignments
 from gradalign.files import write_json
 from gradalign.policy.group import Group
@@ -32,13 +33,14 @@ class RoundPlan:
         strategy: ranks the problems.
         size: how many are chosen.
         objective: what is differentiated.
-        engine: see `gradalign.alignment.align.ENGINES`.
+        engine: see `gradalign.alignment.engines.ENGINES`.
         contributions: with ``exact``, a further forward-only pass gives se, t and corr.
         unit: each validation problem's gradient is divided by its norm before averaging.
         batch_tokens: tokens in one forward or backward pass, at most.
         seed: of ties and of the validation set's halving.
         difference: how forward-only scores differentiate; see `gradalign.alignment.directional`.
         offload: the direction is kept in a file.
+        sketching: layers, projection and store of engine ``sketch``.
     """
 
     strategy: Strategy
@@ -51,6 +53,7 @@ class RoundPlan:
     seed: int = 0
     difference: str | None = None
     offload: bool = False
+    sketching: Sketching = USUAL
 
     @property
     def forward_only(self) -> bool:
@@ -61,7 +64,7 @@ class RoundPlan:
         """Who computes alignments."""
         return Scorer(
             policy, self.objective, self.engine, self.batch_tokens, self.contributions, self.unit, self.seed, processes,
-            self.difference, self.offload,
+            self.difference, self.offload, sketching=self.sketching, learnalign=self.strategy.needs == "learnalign",
         )  # fmt: skip
 
 
@@ -94,6 +97,7 @@ class Round:
             "direction": None if self.scored is None else self.scored.direction.facts(),
             "step": None if self.scored is None or self.scored.step is None else self.scored.step.length,
             "step_error": None if self.scored is None or self.scored.step is None else self.scored.step.error,
+            "sketch": None if self.scored is None else self.scored.sketched and asdict(self.scored.sketched),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
         }
 

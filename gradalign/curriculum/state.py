@@ -27,6 +27,7 @@ class State:
         sampled: rollouts sampled for choosing, in all.
         reused: of these, rollouts that were trained on, in all.
         step: the finite-difference step of the round, where forward passes are differenced in every batch.
+        sketch: what the round's sketch agrees with, where batches are sketched.
     """
 
     identity: dict[str, Any]
@@ -36,6 +37,7 @@ class State:
     sampled: int = 0
     reused: int = 0
     step: tuple[float, float] | None = None
+    sketch: dict[str, Any] | None = None
 
     def save(self, checkpoint: Path) -> None:
         """Write it into a checkpoint's folder."""

@@ -74,6 +74,11 @@ class Policy:
         """The type sums are taken in: float64 for a float64 policy, float32 for any other."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
+    @property
+    def half(self) -> bool:
+        """Whether it computes in half precision."""
+        return (self.computes_in or self.dtype) in (torch.float16, torch.bfloat16)
+
     @cached_property
     def forward_arguments(self) -> frozenset[str]:
         """Names of the arguments that the model's forward takes."""

@@ -73,8 +73,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], le
 
 
 def show_scoring(scored: Scored) -> None:
-    """Print a line on the validation direction and, where there is one, on the finite-difference step."""
-    direction, step = scored.direction, scored.step
+    """Print a line on the validation direction and, where there are some, on finite differences and sketches."""
+    direction, step, sketched = scored.direction, scored.step, scored.sketched
     reliability = "not to be told" if direction.reliability is None else f"{direction.reliability:.3f}"
     if direction.reliability_se is not None:
         reliability += f" ± {direction.reliability_se:.3f}"
@@ -87,6 +87,12 @@ def show_scoring(scored: Scored) -> None:
     )
     if step is not None:
         show(f"forward-only scores: step {step.length:g}, error against exact dots {step.error:.2%}")
+    if sketched is not None:
+        kept = "no features" if sketched.dimension is None else f"{sketched.dimension:,} numbers a problem"
+        agreements = {"engine exact": sketched.exact, "itself under another seed": sketched.itself}
+        told = [f"{value:.3f} with {name}" for name, value in agreements.items() if value is not None]
+        text = f"; rank correlation of {sketched.checked} cosines {' and '.join(told)}" if told else ""
+        show(f"sketch: of {sketched.covered:.1%} of the trainable parameters, {kept}{text}")
 
 
 def times(seconds: Mapping[str, float]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradalign.alignment.align import ENGINES, provides
+from gradalign.alignment.engines import ENGINES, provides
 from gradalign.errors import GradAlignError, nearest
 from gradalign.selection import accgreedy, corr, dot, gradalign, learnalign, random, static, tscore
 from gradalign.selection.strategy import Size, Strategy, choose

@@ -8,9 +8,10 @@ from typing import Any, Literal, get_args
 import torch
 from trl.trainer.grpo_config import GRPOConfig
 
-from gradalign.alignment.align import ENGINES
 from gradalign.alignment.directional import Difference
-from gradalign.errors import nearest, warn
+from gradalign.alignment.engines import ENGINES
+from gradalign.alignment.sketch import USUAL, Sketching
+from gradalign.errors import GradAlignError, nearest, warn
 from gradalign.policy.objective import Objective
 from gradalign.selection import STRATEGIES, Size
 
@@ -39,8 +40,9 @@ class GradAlignConfig(GRPOConfig):
     """
 
     strategy: str | None = _help(
-        "Which problems are preferred: gradalign (the paper's cosine), dot, tscore, corr, accgreedy, static, random; "
-        "off trains on everything, as stock TRL (default: gradalign; in mode batch dot, which needs no cosine)."
+        "Which problems are preferred: gradalign (the paper's cosine), dot, tscore, corr, learnalign, accgreedy, "
+        "static, random; off trains on everything, as stock TRL (default: gradalign; in mode batch dot, which needs no "
+        "cosine)."
     )
     mode: Literal["round", "batch"] = _help(
         "round: choose from a chunk once every steps_per_round. batch: sample oversample times as many problems as a "
@@ -70,8 +72,8 @@ class GradAlignConfig(GRPOConfig):
         True,
     )
     engine: str | None = _help(
-        "How alignments are computed: exact, directional (forward passes alone, float32 weights), reference (default: "
-        "exact in round mode, directional in batch mode)."
+        "How alignments are computed: exact, directional (forward passes alone, float32 weights), sketch, reference "
+        "(default: exact in round mode, directional in batch mode)."
     )
     contributions: bool = _help("With exact: a further forward-only pass gives standard errors, t and corr.", False)
     unit: bool = _help("Divide each validation problem's gradient by its norm before averaging.", False)
@@ -89,6 +91,8 @@ class GradAlignConfig(GRPOConfig):
         None,
     )
     offload: bool = _help("Keep the validation direction in a file, not in memory.", False)
+    layers: str = _help("With engine sketch: all, lm-head, last:K (blocks), lora:R.", USUAL.layers)
+    projection: str = _help("With engine sketch: two-sided:R, coordinates:N, none.", USUAL.projection)
     batch_tokens: int = _help("Tokens in one pass of scoring, at most.", 4096)
     batch_rollouts: int = _help("Responses that are decoded side by side when sampling for scoring, at most.", 512)
     save_strategy: str = _help("As in TRL; epoch, the default, saves after every round.", "epoch")
@@ -123,6 +127,10 @@ class GradAlignConfig(GRPOConfig):
             raise ValueError(f"engine: unknown {self.engine!r}{nearest(self.engine, ENGINES)}")
         if self.difference is not None and self.difference not in get_args(Difference):
             raise ValueError(f"difference: unknown {self.difference!r}{nearest(self.difference, get_args(Difference))}")
+        try:
+            self.sketching  # noqa: B018
+        except GradAlignError as error:
+            raise ValueError(str(error)) from error
         if self.fraction is not None and not 0 < self.fraction <= 1:
             raise ValueError(f"fraction is {self.fraction}; it must be in (0, 1]")
         if not 0 <= self.direction_average < 1:
@@ -217,6 +225,11 @@ class GradAlignConfig(GRPOConfig):
         """How many are chosen of them."""
         size = Size(self.top, self.fraction, self.threshold)
         return size if size.given else Size(top=self.round_prompts)
+
+    @property
+    def sketching(self) -> Sketching:
+        """What engine sketch does."""
+        return Sketching(self.layers, self.projection)
 
     @property
     def objective(self) -> Objective:

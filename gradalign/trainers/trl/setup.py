@@ -96,7 +96,7 @@ def make_curriculum(
         size = Size(top=max(args.round_prompts, len(pool) // 8))
     plan = RoundPlan(
         strategy, size, args.objective, engine, args.contributions, args.unit, args.batch_tokens, args.seed,
-        args.difference, args.offload,
+        args.difference, args.offload, args.sketching,
     )  # fmt: skip
     identity = run | {
         "mode": args.mode, "steps_per_round": args.steps_per_round, "candidates": args.candidates, "engine": engine,

@@ -1,0 +1,46 @@
+"""Engines by name. A new one is a file of its own and a line here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from gradalign.alignment.directional import Directional, difference_for
+from gradalign.alignment.exact import Exact
+from gradalign.alignment.reference import Reference
+from gradalign.alignment.sketch import Sketch
+from gradalign.errors import GradAlignError, nearest
+from gradalign.policy.load import Policy
+
+EngineName = Literal["exact", "directional", "sketch", "reference"]
+ENGINES: dict[str, type[Exact] | type[Directional] | type[Sketch] | type[Reference]] = {
+    "exact": Exact,
+    "directional": Directional,
+    "sketch": Sketch,
+    "reference": Reference,
+}
+"""Engine name -> class; its ``provides`` says which numbers it gives."""
+
+
+def provides(engine: str, contributions: bool) -> frozenset[str]:
+    """Names of the numbers that an engine gives, with or without the further forward-only pass.
+
+    Raises:
+        GradAlignError: no such engine.
+    """
+    if engine not in ENGINES:
+        raise GradAlignError(f"unknown engine {engine!r}{nearest(engine, ENGINES)}")
+    return ENGINES[engine].provides | (Directional.provides if contributions else frozenset())
+
+
+def check_difference(engine: str, policy: Policy, difference: str | None) -> None:
+    """Refuse a way to differentiate that the engine or the weights' type does not allow.
+
+    Raises:
+        GradAlignError: it does not.
+    """
+    difference_for(policy, difference)
+    if engine == "directional" and difference == "one-sided":
+        raise GradAlignError(
+            "one-sided differences save a pass only where log-probabilities at the unmoved weights come from the same "
+            "passes, which engine exact gives: take --engine exact --contributions, or --difference central"
+        )
