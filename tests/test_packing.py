@@ -148,7 +148,7 @@ def test_attention_that_asks_for_more_is_refused() -> None:
     with led(policy.model, batch):
         for more in ({"dropout": 0.1}, {"s_aux": q}, {"position_bias": q}):
             with pytest.raises(NotImplementedError, match="packed attention with"):
-                attend(torch.nn.Module(), q, q, q, None, **more)  # type: ignore[arg-type]
+                attend(torch.nn.Module(), q, q, q, None, **more)
     with pytest.raises(NotImplementedError, match="packed attention with"):  # outside of a pass
         attend(torch.nn.Module(), q, q, q, None)
 

@@ -22,7 +22,7 @@ from gradalign.policy.load import load_policy
 from gradalign.policy.objective import Objective
 from gradalign.rollouts.table import to_rows, write_rollouts
 from tests.conftest import Ran, make_groups, make_policy, spawn
-from tests.test_engines import flat, written_out
+from tests.engine_tools import flat, written_out
 
 Run = Callable[..., Ran]
 pytestmark = pytest.mark.filterwarnings("ignore::gradalign.errors.GradAlignWarning", "ignore::FutureWarning")

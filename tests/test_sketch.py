@@ -21,7 +21,7 @@ from gradalign.policy.group import Group
 from gradalign.policy.load import Policy, cover
 from gradalign.policy.objective import Objective
 from tests.conftest import CONFIGS, make_groups, make_policy
-from tests.test_engines import flat, written_out
+from tests.engine_tools import flat, written_out
 
 OBJECTIVE = Objective("std", "sequence_mean", 0.8)
 GROUPS = make_groups(5, 1, masks=True)
