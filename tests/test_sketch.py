@@ -21,7 +21,8 @@ from gradalign.policy.group import Group
 from gradalign.policy.load import Policy, cover
 from gradalign.policy.objective import Objective
 from tests.conftest import CONFIGS, make_groups, make_policy
-from tests.engine_tools import flat, written_out
+from tests.engine_tools import flat
+from tests.test_engines import written_out
 
 OBJECTIVE = Objective("std", "sequence_mean", 0.8)
 GROUPS = make_groups(5, 1, masks=True)
