@@ -1,6 +1,6 @@
 """``gradalign``: the paper's score, cos(g_i, v): problems whose policy gradient points where the validation's does.
 
-arXiv 2602.21492. Needs an engine that gives cosine (``exact``, ``reference``).
+arXiv 2602.21492. Needs an engine that gives cosine (``exact``, ``sketch``, ``reference``).
 """
 
 from gradalign.selection.strategy import Strategy
