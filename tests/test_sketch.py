@@ -121,7 +121,7 @@ def test_lm_head_is_the_output_layers_use_alone(name: str, monkeypatch: pytest.M
     monkeypatch.setattr(torch.Tensor, "backward", None)  # nothing goes back through the trunk
     for projection in ("none", "two-sided:128"):
         assert_same(list(sketch(policy, "lm-head", projection).measure(GROUPS, direction)), truth, 1e-9)
-    assert all(p.requires_grad for p in policy.parameters)
+    assert all(p.requires_grad and p.grad is None for p in policy.parameters)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
@@ -256,6 +256,7 @@ def test_the_backward_pass_ends_at_the_first_block_asked_for() -> None:
     carried.clear()
     list(engine.features(GROUPS[:1]))
     assert carried == [False, True]
+    assert all(p.grad is None for p in policy.parameters)
 
 
 @pytest.mark.parametrize(

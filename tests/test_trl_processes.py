@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gradalign.alignment.table import read_alignments
 from tests.trl_run import trainer
 
 
@@ -30,9 +31,8 @@ def torchrun(options: dict[str, Any], module: str = "tests.trl_run") -> subproce
     [
         {"steps_per_round": 1, "chunk": 13, "strategy": "tscore", "contributions": True, "direction_average": 0.5},
         {"mode": "batch", "steps_per_round": 2},
-        {"steps_per_round": 4, "engine": "sketch", "strategy": "learnalign", "projection": "two-sided:32"},
     ],
-    ids=["round", "batch", "sketch"],
+    ids=["round", "batch"],
 )
 def test_two_processes_choose_what_one_does(tmp_path: Path, options: dict[str, Any]) -> None:
     options = {"max_steps": 4} | options
@@ -48,6 +48,23 @@ def test_two_processes_choose_what_one_does(tmp_path: Path, options: dict[str, A
     for name, tensor in saved[0].items():
         moved = (tensor - start[name]).norm() if name in start else torch.tensor(1.0)
         assert (tensor - saved[1][name]).norm() <= 0.05 * moved + 1e-6, name
+
+
+def test_two_processes_compare_the_features_of_both(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "max_steps": 2,
+        "engine": "sketch",
+        "strategy": "learnalign",
+        "projection": "two-sided:32",
+    }
+    trainer(tmp_path / "one", **options).train()
+    done = torchrun({"out": str(tmp_path / "two"), "per_device_train_batch_size": 8, **options})
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (read_alignments(tmp_path / n / "round-0000" / "alignments.parquet") for n in ("one", "two"))
+    scores = [a.numbers.learnalign for a in one]
+    assert sum(score is not None for score in scores) > 3
+    for score, other in zip(scores, two, strict=True):
+        assert other.numbers.learnalign == (None if score is None else pytest.approx(score, rel=1e-4))
 
 
 def test_what_fails_in_one_process_ends_all_of_them(tmp_path: Path) -> None:

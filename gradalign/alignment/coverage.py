@@ -157,7 +157,8 @@ class _Passes(Passes):
     """`Passes` over a part of a policy."""
 
     def __init__(self, coverage: Coverage, temperature: float, packed: bool) -> None:
-        super().__init__(coverage.policy, temperature, packed)
+        with coverage.alone():  # layers are tried out, backward too
+            super().__init__(coverage.policy, temperature, packed)
         self.coverage = coverage
         if coverage.layers.kind == "lm-head" and self.capture.head is None:
             raise GradAlignError(

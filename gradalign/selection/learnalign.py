@@ -1,7 +1,8 @@
 """``learnalign``: the mean over the candidates j of V_i V_j cos(g_i, g_j), with V = p (1 - p).
 
 arXiv 2506.11480. Prefers problems that are neither solved nor hopeless and whose gradients go with those of the others
-like them; the validation set's direction plays no part. Needs an engine that compares candidates with each other (``sketch``).
+like them; the validation set's direction plays no part. Needs an engine that compares candidates with each other
+(``sketch``).
 """
 
 from gradalign.selection.strategy import Strategy
