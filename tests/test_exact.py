@@ -65,8 +65,8 @@ def test_scores_do_not_depend_on_how_the_work_is_cut(
 ) -> None:
     """Several groups in a pass, a group over several passes, the places and the vocabulary of a group in chunks."""
     with monkeypatch.context() as patch:
-        patch.setitem(passes.LOGITS, "cpu", logits)
-        patch.setitem(trunk.BLOCK, "cpu", block)
+        patch.setattr(passes, "LOGITS", {"cpu": logits})
+        patch.setattr(trunk, "BLOCK", {"cpu": block})
         assert exact_against_reference(policy_named(name), uneven_groups(), batch_tokens, packed=packed) < 1e-9
 
 
@@ -76,8 +76,8 @@ def test_matrices_formed_for_one_group_or_for_several(name: str, small: bool, mo
     from gradalign.alignment import sinks
 
     monkeypatch.setattr(sinks, "CACHED", 100)
-    monkeypatch.setitem(sinks.SMALL, "cpu", 2**16 if small else 0)
-    monkeypatch.setitem(sinks.TOGETHER, "cpu", 5000)
+    monkeypatch.setattr(sinks, "SMALL", {"cpu": 2**16 if small else 0})
+    monkeypatch.setattr(sinks, "TOGETHER", {"cpu": 5000})
     assert exact_against_reference(policy_named(name), uneven_groups(), 400) < 1e-9
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-import gradalign.alignment.directional as directional
 from gradalign.alignment.align import score
 from gradalign.alignment.direction import build_direction
 from gradalign.alignment.directional import Directional
 from gradalign.alignment.exact import Exact
 from gradalign.alignment.passes import Passes, out_of_memory
 from gradalign.errors import GradAlignError, GradAlignWarning
+from gradalign.policy.logprobs import token_logprobs
 from gradalign.policy.packing import Batch
 from tests.conftest import make_groups, make_policy
 from tests.engine_tools import OBJECTIVE, column, flat, random_direction
@@ -33,7 +33,7 @@ Small = Callable[..., None]
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Small:
     """Make a machine small: passes over more than so many tokens fail, half-way through their work."""
-    backward, forward = Passes._head, directional.token_logprobs
+    backward, forward = Passes._head, token_logprobs
 
     def shrink(tokens: int, error: Callable[[], BaseException] = ERRORS["cuda"]) -> None:
         def head(self: Passes, batch: Batch, group: int, *rest: Any) -> Any:
@@ -48,7 +48,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Small:
             return values
 
         monkeypatch.setattr(Passes, "_head", head)
-        monkeypatch.setattr(directional, "token_logprobs", logprobs)
+        monkeypatch.setattr("gradalign.alignment.directional.token_logprobs", logprobs)
 
     return shrink
 

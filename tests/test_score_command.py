@@ -22,7 +22,8 @@ from gradalign.policy.load import load_policy
 from gradalign.policy.objective import Objective
 from gradalign.rollouts.table import to_rows, write_rollouts
 from tests.conftest import Ran, make_groups, make_policy, spawn
-from tests.engine_tools import flat, written_out
+from tests.engine_tools import flat
+from tests.test_engines import written_out
 
 Run = Callable[..., Ran]
 pytestmark = pytest.mark.filterwarnings("ignore::gradalign.errors.GradAlignWarning", "ignore::FutureWarning")

@@ -98,7 +98,7 @@ def test_a_scored_row_whose_number_cannot_be_told_ranks_behind_the_others() -> N
     ("name", "engine", "contributions", "message"),
     [
         ("gradalign", "directional", False, "'gradalign' needs cosine, which engine 'directional' does not give; take "
-         "--engine exact or reference"),
+         "--engine exact or sketch or reference"),
         ("tscore", "exact", False, "'tscore' needs t, .*--engine directional or reference .or --contributions"),
         ("gradaling", "exact", False, "unknown strategy 'gradaling'; did you mean 'gradalign'"),
         ("dot", "exactly", False, "unknown engine 'exactly'; did you mean 'exact'"),

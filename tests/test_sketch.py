@@ -21,7 +21,8 @@ from gradalign.policy.group import Group
 from gradalign.policy.load import Policy, cover
 from gradalign.policy.objective import Objective
 from tests.conftest import CONFIGS, make_groups, make_policy
-from tests.engine_tools import flat, written_out
+from tests.engine_tools import flat
+from tests.test_engines import written_out
 
 OBJECTIVE = Objective("std", "sequence_mean", 0.8)
 GROUPS = make_groups(5, 1, masks=True)
@@ -117,9 +118,10 @@ def test_lm_head_is_the_output_layers_use_alone(name: str, monkeypatch: pytest.M
         dot, norm = float((gradient * along).sum()), float(gradient.norm())
         truth.append(Numbers(dot=dot, norm=norm, cosine=dot / norm))
     head.weight = tied
+    engines = [sketch(policy, "lm-head", projection) for projection in ("none", "two-sided:128")]
     monkeypatch.setattr(torch.Tensor, "backward", None)  # nothing goes back through the trunk
-    for projection in ("none", "two-sided:128"):
-        assert_same(list(sketch(policy, "lm-head", projection).measure(GROUPS, direction)), truth, 1e-9)
+    for engine in engines:
+        assert_same(list(engine.measure(GROUPS, direction)), truth, 1e-9)
     assert all(p.requires_grad for p in policy.parameters)
 
 

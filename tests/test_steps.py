@@ -53,8 +53,8 @@ def test_the_rule_is_exact_on_two_points_of_the_model(
     error = valley(a, b, order)
     lowest = (a / (b * math.sqrt(order))) ** (1 / (order + 1))
     assert error(lowest) <= min(error(0.999 * lowest), error(1.001 * lowest))
-    two = [Step(factor * lowest, error(factor * lowest)) for factor in (short, long)]
-    found = optimum(*two, order)
+    one, other = (Step(factor * lowest, error(factor * lowest)) for factor in (short, long))
+    found = optimum(one, other, order)
     assert found is not None
     assert found == pytest.approx(lowest, rel=1e-3)
 

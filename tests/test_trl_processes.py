@@ -30,7 +30,7 @@ def torchrun(options: dict[str, Any], module: str = "tests.trl_run") -> subproce
     [
         {"steps_per_round": 1, "chunk": 13, "strategy": "tscore", "contributions": True, "direction_average": 0.5},
         {"mode": "batch", "steps_per_round": 2},
-        {"steps_per_round": 2, "engine": "sketch", "strategy": "learnalign", "projection": "two-sided:32"},
+        {"steps_per_round": 1, "engine": "sketch", "strategy": "learnalign", "projection": "two-sided:32"},
     ],
     ids=["round", "batch", "sketch"],
 )
