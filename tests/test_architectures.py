@@ -52,7 +52,6 @@ CAPTURED: dict[str, Callable[[], Any]] = {
     "glm4": _of("Glm4Config", head_dim=8, pad_token_id=0),
     "persimmon": _of("PersimmonConfig"),
     "smollm3": _of("SmolLM3Config", pad_token_id=0),
-    "ctrl": _plain("CTRLConfig", n_embd=32, dff=64, n_layer=2, n_head=4, n_positions=128),
     "lfm2 with attention alone": _of("Lfm2Config"),
 }
 """Every parameter is captured, prompts are shared."""
@@ -63,7 +62,6 @@ PARTLY: dict[str, Callable[[], Any]] = {
     "qwen3-moe": _of("Qwen3MoeConfig", head_dim=8, **EXPERTS),
     "cohere with norms over heads": _of("CohereConfig", use_qk_norm=True),
     "stablelm with norms over heads": _of("StableLmConfig", qk_layernorm=True),
-    "nemotron": _of("NemotronConfig"),
     "apertus": _of("ApertusConfig"),  # an activation with two parameters of size one
     "opt": _plain(  # its logits are not made apart
         "OPTConfig", hidden_size=32, word_embed_proj_dim=16, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
@@ -101,6 +99,11 @@ RECURRENT: dict[str, Callable[[], Any]] = {
     "falcon": _plain("FalconConfig", hidden_size=32, num_hidden_layers=2, num_attention_heads=4),
 }  # fmt: skip
 """Some parameters are left to autograd, prompts are not shared."""
+VARYING: dict[str, Callable[[], Any]] = {
+    "ctrl": _plain("CTRLConfig", n_embd=32, dff=64, n_layer=2, n_head=4, n_positions=128),
+    "nemotron": _of("NemotronConfig"),
+}
+"""Their prompts are shared by later versions of transformers alone."""
 
 
 def check(make: Callable[[], Any], *expected: str) -> None:
@@ -134,6 +137,12 @@ def test_attention_that_is_not_led_is_not_packed(name: str) -> None:
 @pytest.mark.parametrize("name", RECURRENT)
 def test_recurrent_states_are_not_packed(name: str) -> None:
     check(RECURRENT[name], ONE_AT_A_TIME, NOT_PACKED)
+
+
+@pytest.mark.filterwarnings("ignore::gradalign.errors.GradAlignWarning")
+@pytest.mark.parametrize("name", VARYING)
+def test_attention_that_may_be_led(name: str) -> None:
+    assert exact_against_reference(random_policy(VARYING[name]()), make_groups(4, 1, rollouts=4), 4096, 15) < 1e-8
 
 
 def test_unknown_layers_are_warned_of_once_an_engine() -> None:
