@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from gradalign.errors import GradAlignError
-from gradalign.policy.load import DTYPES, EMBEDDED, Policy, load_policy
+from gradalign.policy.load import DTYPES, EMBEDDED, Policy, cover, load_policy
 from gradalign.problems.embedded import POOLS
+from tests.conftest import make_policy
 
 
 def test_the_embedded_policy_is_an_ordinary_folder_and_small() -> None:
@@ -54,3 +55,12 @@ def test_a_model_without_a_tokenizer_says_so(llama_folder: Path) -> None:
     policy = load_policy(str(llama_folder))
     with pytest.raises(GradAlignError, match=r"no tokenizer can be loaded.*which needs none"):
         _ = policy.tokenizer
+
+
+def test_soft_caps_are_not_left_to_attention_that_knows_none() -> None:
+    model = make_policy("gemma2").model
+    model.config._attn_implementation = "sdpa"
+    assert cover(model).config._attn_implementation == "eager"
+    plain = make_policy("llama").model
+    before = plain.config._attn_implementation
+    assert cover(plain).config._attn_implementation == before

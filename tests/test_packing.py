@@ -47,9 +47,6 @@ def test_an_architecture_that_cannot_share_prompts_is_found_out() -> None:
 
 
 LOCAL = {
-    "gpt-neo": lambda: random_policy(transformers.GPTNeoConfig(
-        vocab_size=VOCABULARY, hidden_size=32, num_layers=2, attention_types=[[["global", "local"], 1]], num_heads=4,
-        window_size=16, max_position_embeddings=100)),
     "llama4": lambda: random_policy(transformers.Llama4TextConfig(
         vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, intermediate_size_mlp=64, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, head_dim=8, attention_chunk_size=16, num_local_experts=2,
@@ -71,8 +68,7 @@ def test_local_attention_that_the_sequences_outgrow_is_not_packed(name: str) -> 
     short = make_groups(3, 1)
     for group in short:
         group.prompt_ids = group.prompt_ids[:5]
-    if name != "gpt-neo":  # whose attention is its own, and never led
-        assert exact_against_reference(policy, short) < 1e-8  # packed: a warning would be an error
+    assert exact_against_reference(policy, short) < 1e-8  # packed: a warning would be an error
     with pytest.warns(GradAlignWarning, match="cannot share"):
         assert exact_against_reference(policy, [long_group()]) < 1e-8
 

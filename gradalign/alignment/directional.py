@@ -173,10 +173,12 @@ class Directional:
         order = 1 if self.difference == "one-sided" else 2
         self.step = Step(0.0, error(0.0)) if self.difference == "forward-mode" else search(error, order)
         if not self.step.error <= TOLERANCE:
-            at = "" if self.difference == "forward-mode" else f" at the best step ({self.step.length:g})"
+            at, else_ = f" at the best step ({self.step.length:g})", "--difference forward-mode, or "
+            if self.difference == "forward-mode":
+                at = else_ = ""
             raise GradAlignError(
                 f"forward-only scores ({self.difference}) disagree with exact ones by {self.step.error:.0%} on "
-                f"{len(some)} problems{at}; take --engine exact without --contributions"
+                f"{len(some)} problems{at}; take {else_}--engine exact without --contributions"
             )
         return self.step
 

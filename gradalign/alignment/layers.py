@@ -55,6 +55,8 @@ class _Linear(torch.autograd.Function):
     ) -> torch.Tensor:  # fmt: skip
         ctx.save_for_backward(x, weight)
         ctx.transposed, ctx.hand, ctx.indices = transposed, hand, indices
+        if transposed and bias is not None:  # as Conv1D has it, to the last bit
+            return torch.addmm(bias, x.flatten(0, -2), weight).unflatten(0, x.shape[:-1])
         return F.linear(x, weight.t() if transposed else weight, bias)
 
     @staticmethod
@@ -137,9 +139,14 @@ class _Spread(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, ...]:
-        d = gradients[0].flatten(0, 1)
-        ctx.hand("vector", ctx.index, d.flatten(1, -2).sum(1) if d.ndim > 2 else d)
+        ctx.hand("vector", ctx.index, _of_slots(gradients[0]))
         return None, None, None, None
+
+
+def _of_slots(d: torch.Tensor) -> torch.Tensor:
+    """(slots, size) from (.., .., size) or, added up over heads, (.., .., heads, size)."""
+    d = d.flatten(0, 1)
+    return d.flatten(1, -2).sum(1) if d.ndim > 2 else d
 
 
 def _spread(
@@ -154,11 +161,35 @@ def _spread(
     return spread
 
 
-def _normalised(module: Any, hand: Hand, own: Mapping[str, int | None], normalise: Forward, x: torch.Tensor) -> Any:
+class _Norm(torch.autograd.Function):
     """torch's own norms, whose kernels take no weights for each slot."""
-    made = _spread(module, hand, own, x.shape[:-1])
-    y = normalise(x, module.normalized_shape, eps=module.eps) * made["weight"]
-    return y + made["bias"] if "bias" in made else y
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, normalise: Callable[..., torch.Tensor], hand: Hand, own: Mapping[str, int | None],
+        *parameters: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        ctx.save_for_backward(x, *parameters)
+        ctx.normalise, ctx.hand, ctx.own = normalise, hand, own
+        return normalise(x, **dict(zip(own, parameters, strict=True)))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, *parameters = ctx.saved_tensors
+        made, d = dict(zip(ctx.own, parameters, strict=True)), gradients[0]
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            y = ctx.normalise(x)
+        back = torch.autograd.grad(y, x, (d * made["weight"]).to(y.dtype))[0] if ctx.needs_input_grad[0] else None
+        for name, index in ctx.own.items():
+            if index is not None:
+                ctx.hand("vector", index, _of_slots(d * y.detach() if name == "weight" else d))
+        return back, *(None for _ in range(3 + len(parameters)))
+
+
+def _normalised(module: Any, hand: Hand, own: Mapping[str, int | None], normalise: Forward, x: torch.Tensor) -> Any:
+    normalise = partial(normalise, normalized_shape=module.normalized_shape, eps=module.eps)
+    return _Norm.apply(x, normalise, hand, own, *(module._parameters[name] for name in own))
 
 
 def _elementwise(module: torch.nn.Module, hand: Hand, own: Mapping[str, int | None], x: torch.Tensor) -> Any:

@@ -22,6 +22,9 @@ START, FACTOR = 0.01, 4.0
 """The first step tried, in units of the weights, and the factor from one to the next."""
 GOOD = 0.001
 """An error, relative to the root mean square of the exact numbers, at which no other step is tried."""
+POOR, AGAIN = 0.05, 64.0
+"""An error above which a valley is taken for one outside of the linear range, where the rule says nothing: the search
+begins once more with a step shorter by so much."""
 LONGEST, SHORTEST = 10.0, 1e-7
 """Steps beyond these are not tried."""
 
@@ -59,6 +62,8 @@ def optimum(short: Step, long: Step, order: int) -> float | None:
 def search(error: Callable[[float], float], order: int) -> Step:
     """The best step found: downhill from `START` by factors until the valley is bracketed, then the rule's h*.
 
+    Where curvature is strong, the first steps may all be too long and show valleys of their own; see `POOR`.
+
     Args:
         error: measures a step; infinity where it cannot.
         order: p.
@@ -70,16 +75,23 @@ def search(error: Callable[[float], float], order: int) -> Step:
             tried[length] = error(length)
         return Step(length, tried[length])
 
-    best = measure(START)
-    while best.error > GOOD:
-        shorter, longer = measure(best.length / FACTOR), measure(best.length * FACTOR)
-        lowest = min(shorter, best, longer, key=lambda step: step.error)
-        if lowest is best:
-            rule = optimum(shorter, longer, order)
-            if rule is not None and shorter.length < rule < longer.length:
-                best = min(best, measure(rule), key=lambda step: step.error)
-            break
-        if not SHORTEST < lowest.length < LONGEST:
-            break
-        best = lowest
+    def downhill(best: Step) -> Step:
+        while best.error > GOOD:
+            shorter, longer = measure(best.length / FACTOR), measure(best.length * FACTOR)
+            lowest = min(shorter, best, longer, key=lambda step: step.error)
+            if lowest is best:
+                rule = optimum(shorter, longer, order)
+                if rule is not None and shorter.length < rule < longer.length:
+                    best = min(best, measure(rule), key=lambda step: step.error)
+                break
+            if not SHORTEST < lowest.length < LONGEST:
+                break
+            best = lowest
+        return best
+
+    start = START
+    best = downhill(measure(start))
+    while best.error > POOR and start / AGAIN > SHORTEST:
+        start /= AGAIN
+        best = min(best, downhill(measure(start)), key=lambda step: step.error)
     return best

@@ -199,7 +199,8 @@ def _attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scaling: float, cap: float | None
 ) -> torch.Tensor:
     """(sequences, heads, queries, head size); causal where there is no mask."""
-    fused = cap is None and forward_ad.unpack_dual(q).tangent is None  # kernels know neither caps nor tangents
+    carried = any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in (q, k, v))
+    fused = cap is None and not carried  # kernels know neither caps nor tangents
     repeats = q.shape[1] // k.shape[1]
     if repeats > 1 and (not fused or (q.device.type == "cuda" and mask is not None)):  # no fast kernel takes both
         k, v = (tensor.repeat_interleave(repeats, 1) for tensor in (k, v))

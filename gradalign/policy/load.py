@@ -180,6 +180,9 @@ def load_policy(
 def cover(model: Any, path: str = "", parameters: Sequence[str] = ()) -> Policy:
     """Wrap a model that is already loaded; only parameters that are trainable and match a pattern stay trainable.
 
+    A model with soft-capped attention does not stay with ``sdpa``, which leaves the cap out without a word in earlier
+    versions of transformers.
+
     Raises:
         GradAlignError: no trainable parameter matches.
     """
@@ -192,6 +195,9 @@ def cover(model: Any, path: str = "", parameters: Sequence[str] = ()) -> Policy:
         )
     for name in set(trainable) - set(chosen):
         trainable[name].requires_grad_(False)
+    for config in (model.config, model.config.get_text_config()):
+        if getattr(config, "attn_logit_softcapping", None) is not None and config._attn_implementation == "sdpa":
+            config._attn_implementation = "eager"
     covered = sum(trainable[name].numel() for name in chosen) / sum(p.numel() for p in trainable.values())
     return Policy(model, path, chosen, covered)
 
