@@ -118,7 +118,11 @@ class GradAlignTrainer(GRPOTrainer):
         at_start = self.args.eval_on_start
         self.args.eval_on_start = at_start and not resume_from_checkpoint
         try:
-            return super().train(resume_from_checkpoint, *others, **named)
+            result = super().train(resume_from_checkpoint, *others, **named)
+            # A process may end now: while it waits here, gloo's threads let go of what they last gathered, which at
+            # the interpreter's end would abort it.
+            self.accelerator.wait_for_everyone()
+            return result
         finally:
             self.args.eval_on_start = at_start
 
