@@ -14,7 +14,7 @@ from gradalign.policy.load import Policy
 from gradalign.policy.packing import Batch, Row, lay_out, rows_of
 from gradalign.policy.trunk import Split
 
-PLACES = 1024
+PLACES = 512
 """Positions whose logits are formed at a time."""
 
 
@@ -30,7 +30,9 @@ def token_logprobs(split: Split, batch: Batch, temperature: float) -> torch.Tens
         place, target = batch.place[some] - start, batch.target[some]
         normalisers, chosen = [], torch.zeros_like(target, dtype=split.policy.reduction_dtype)
         for block in split.blocks():
-            logits = split.logits(hidden[start : start + PLACES], block) / temperature
+            logits = split.logits(hidden[start : start + PLACES], block)
+            if temperature != 1.0:
+                logits = logits / temperature
             normalisers.append(torch.logsumexp(logits, 1))
             within = (target >= block.start) & (target < block.stop)
             picked = logits[place, (target - block.start).clamp(0, logits.shape[1] - 1)]
