@@ -151,7 +151,7 @@ def test_learnalign_needs_features() -> None:
     policy = make_policy("llama")
     for options in ({"engine": "exact"}, {"engine": "sketch", "sketching": Sketching(projection="none")}):
         with pytest.raises(GradAlignError, match="LearnAlign compares the features of all problems"):
-            Scorer(policy, Objective(), learnalign=True, **options)
+            Scorer(policy, Objective(), wanted=frozenset({"learnalign"}), **options)
 
 
 @pytest.mark.parametrize("mode", ["round", "batch"])

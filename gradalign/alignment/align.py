@@ -66,7 +66,7 @@ class Scorer:
         objective: advantage, aggregation, temperature.
         engine: a name in `gradalign.alignment.engines.ENGINES`.
         batch_tokens: tokens in one forward or backward pass, at most (one rollout at least).
-        contributions: with ``exact``, a further forward-only pass gives se, t and corr.
+        contributions: with ``exact`` and ``sketch``, a further forward-only pass gives se, t and corr.
         unit: each validation problem's gradient is divided by its norm before averaging.
         seed: of the validation set's halving, and of sketches.
         processes: each works on its share of the groups; all get all results.
@@ -75,11 +75,12 @@ class Scorer:
         offload: the direction is kept in a file, not in memory.
         step: of forward-only scores, where `calibrate` has chosen one.
         sketching: layers, projection and store of engine ``sketch``.
-        learnalign: also score the candidates among each other; their features are held until all are there.
+        wanted: numbers that are not measured unless they are asked for: ``features`` (of a sketch, held in memory) and
+            ``learnalign`` (the candidates among each other, which takes the features).
         sketched: of a sketch, where `calibrate` has compared it.
 
     Raises:
-        GradAlignError: unknown engine, or a difference that it cannot take; no features for ``learnalign``.
+        GradAlignError: unknown engine, or a difference that it cannot take; no features to keep.
     """
 
     policy: Policy
@@ -94,21 +95,27 @@ class Scorer:
     offload: bool = False
     step: Step | None = None
     sketching: Sketching = USUAL
-    learnalign: bool = False
+    wanted: frozenset[str] = frozenset()
     sketched: Sketched | None = None
 
     def __post_init__(self) -> None:
         provides(self.engine, self.contributions)
-        self.contributions = self.contributions and self.engine == "exact"  # the others give them anyway
+        self.contributions = self.contributions and self.engine in ("exact", "sketch")  # the others give them anyway
         if self.forward_only:
             check_difference(self.engine, self.policy, self.difference)
-        if self.learnalign and not (self.engine == "sketch" and self.sketching.keeps_features):
+        if self.keeps and not (self.engine == "sketch" and self.sketching.keeps_features):
+            what = "LearnAlign compares" if "learnalign" in self.wanted else "the choice compares"
             raise GradAlignError(
-                "LearnAlign compares the features of all problems, which only engine sketch with a projection keeps; "
+                f"{what} the features of all problems, which only engine sketch with a projection keeps; "
                 "take --engine sketch --projection two-sided:8, or another strategy"
             )
         if self.sketching.store is not None and self.processes.count > 1:
             raise GradAlignError("a feature store is one process's; leave it out, or run one process")
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the features of all candidates are kept until all are there."""
+        return bool(self.wanted & {"features", "learnalign"})
 
     @property
     def forward_only(self) -> bool:
@@ -158,7 +165,7 @@ class Scorer:
         scored = [group for group in candidates if group.status == "scored"]
         start = time.perf_counter()
         rates = np.array([group.rewards.mean() for group in scored])
-        if self.learnalign:
+        if "learnalign" in self.wanted:
             require_rates(rates)
         if (self.forward_only and self.step is None) or (self.engine == "sketch" and self.sketched is None):
             self.calibrate(scored, direction)
@@ -176,8 +183,8 @@ class Scorer:
             sketch = self._sketch(packed)
             with sketch.stored():
                 numbers = self._measure(sketch.measure, scored, direction, progress, "candidates")
-            if self.learnalign and scored:
-                features = self.processes.joined(self.processes.gather(sketch.kept))
+            if "learnalign" in self.wanted and scored:
+                features = [own.features for own in numbers if own.features is not None]
                 for own, value in zip(numbers, learnalign(np.stack(features), rates), strict=True):
                     own.learnalign = float(value)
         else:
@@ -189,7 +196,9 @@ class Scorer:
             measure = partial(self._directional(packed).measure, recorded=recorded)
             more = self._measure(measure, scored, direction, progress, "contributions")
             for own, other in zip(numbers, more, strict=True):
-                own.se, own.t, own.corr = other.se, other.t, other.corr
+                own.se, own.t, own.corr, own.moves = other.se, other.t, other.corr, other.moves
+                if self.engine == "sketch":
+                    own.dot = other.dot  # of all layers, and of what se is the error of
             seconds["contributions"] = time.perf_counter() - start
 
         by_group = {id(group): own for group, own in zip(scored, numbers, strict=True)}
@@ -205,9 +214,7 @@ class Scorer:
         return made
 
     def _sketch(self, packed: bool) -> Sketch:
-        return Sketch(
-            self.policy, self.objective, self.batch_tokens, packed, self.sketching, self.seed, self.learnalign
-        )
+        return Sketch(self.policy, self.objective, self.batch_tokens, packed, self.sketching, self.seed, self.keeps)
 
     def _packed(self, groups: Sequence[Group]) -> bool:
         return packs(self.policy, groups, self.batch_tokens)
@@ -256,7 +263,7 @@ def score(
     difference: str | None = None,
     offload: bool = False,
     sketching: Sketching = USUAL,
-    learnalign: bool = False,
+    wanted: frozenset[str] = frozenset(),
 ) -> Scored:
     """Align candidate groups with the validation direction; see `Scorer` for the arguments.
 
@@ -267,7 +274,7 @@ def score(
     """
     scorer = Scorer(
         policy, objective, engine, batch_tokens, contributions, unit, seed, difference=difference, offload=offload,
-        sketching=sketching, learnalign=learnalign,
+        sketching=sketching, wanted=wanted,
     )  # fmt: skip
     seconds: dict[str, float] = {}
     if direction is None:

@@ -77,7 +77,7 @@ class Directional:
         GradAlignError: finite differences in half precision.
     """
 
-    provides = frozenset({"dot", "se", "t", "corr"})
+    provides = frozenset({"dot", "se", "t", "corr", "moves"})
 
     def __init__(
         self, policy: Policy, objective: Objective, batch_tokens: int, packed: bool, difference: str | None = None

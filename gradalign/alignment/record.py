@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,8 @@ class Numbers:
         t: dot / se.
         corr: Pearson correlation over rollouts of the reward with the weighted directional derivative.
         learnalign: LearnAlign's score among all groups that were measured; see `gradalign.alignment.learnalign`.
+        moves: (rollouts,) the weighted directional derivatives w_k c_k.
+        features: (numbers,) of the group's gradient, from a sketch that was asked to keep them.
     """
 
     dot: float | None = None
@@ -36,6 +38,8 @@ class Numbers:
     t: float | None = None
     corr: float | None = None
     learnalign: float | None = None
+    moves: Floats | None = field(default=None, compare=False, repr=False)
+    features: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
     def require_finite(self, group: Group) -> None:
         """Refuse NaN and infinity.
@@ -52,8 +56,32 @@ class Numbers:
 
 
 @dataclass(slots=True)
+class Evidence:
+    """What a problem's single rollouts say; for statistics over them.
+
+    Attributes:
+        rewards: (rollouts,) their rewards.
+        responses: (rollouts,) which of the group's distinct responses each is.
+        logprobs: (rollouts,) log-probabilities of the responses under the policy that sampled them, where known.
+        moves: (rollouts,) w_k c_k, how far moving along v makes each likelier, where the engine saw it.
+    """
+
+    rewards: Floats
+    responses: NDArray[np.int64]
+    logprobs: Floats | None = None
+    moves: Floats | None = None
+
+    @classmethod
+    def of(cls, group: Group, moves: Floats | None = None) -> Evidence:
+        """Of a group that bad rows have not marked."""
+        known = [None if r.logprobs is None else float(r.logprobs[r.mask].sum()) for r in group.rollouts]
+        sums = np.array([math.nan if value is None else value for value in known], np.float64)
+        return cls(group.rewards, group.distinct()[1], sums if np.isfinite(sums).all() else None, moves)
+
+
+@dataclass(slots=True)
 class Alignment:
-    """One row of the alignment table; ``score``, ``rank`` and ``selected`` are filled in by a strategy."""
+    """One row of the alignment table; ``score``, ``gate``, ``rank`` and ``selected`` are filled in by a strategy."""
 
     key: str
     source: str
@@ -62,16 +90,20 @@ class Alignment:
     n_rollouts: int
     n_tokens: int
     numbers: Numbers
+    evidence: Evidence | None = field(default=None, compare=False, repr=False)
     score: float | None = None
+    gate: str | None = None
     rank: int | None = None
     selected: bool | None = None
 
     @classmethod
     def of(cls, group: Group, numbers: Numbers | None = None) -> Alignment:
         """The row of ``group``; without numbers where it was not scored."""
-        mean = None if group.invalid is not None else float(group.rewards.mean())
-        count = len(group.rollouts)
-        return cls(group.key, group.source, group.status, mean, count, group.n_tokens, numbers or Numbers())
+        count, numbers = len(group.rollouts), numbers or Numbers()
+        if group.invalid is not None:
+            return cls(group.key, group.source, group.status, None, count, group.n_tokens, numbers)
+        mean, evidence = float(group.rewards.mean()), Evidence.of(group, numbers.moves)
+        return cls(group.key, group.source, group.status, mean, count, group.n_tokens, numbers, evidence)
 
 
 def unscored(key: str, source: str) -> Alignment:
@@ -91,7 +123,7 @@ def from_contributions(group: Group, objective: Objective, derivatives: Floats) 
         derivatives: (rollouts,) the c_k.
 
     Returns:
-        Numbers with dot, se, t and corr; t is None where se is zero, corr where all w_k c_k are equal.
+        Numbers with dot, se, t, corr and moves; t is None where se is zero, corr where all w_k c_k are equal.
     """
     rewards, count = group.rewards, len(group.rollouts)
     weights, denominator = objective.weights(group)
@@ -105,4 +137,4 @@ def from_contributions(group: Group, objective: Objective, derivatives: Floats) 
         scale = math.sqrt(float((centred_rewards**2).sum() * (centred_moves**2).sum()))
         if scale > 0:
             corr = min(1.0, max(-1.0, float((centred_rewards * centred_moves).sum()) / scale))
-    return Numbers(dot=dot, se=se, t=dot / se if se > 0 else None, corr=corr)
+    return Numbers(dot=dot, se=se, t=dot / se if se > 0 else None, corr=corr, moves=moved)

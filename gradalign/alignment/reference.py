@@ -21,7 +21,7 @@ from gradalign.policy.objective import Objective
 class Reference:
     """See the module's text."""
 
-    provides = frozenset({"dot", "norm", "cosine", "se", "t", "corr"})
+    provides = frozenset({"dot", "norm", "cosine", "se", "t", "corr", "moves"})
 
     def __init__(self, policy: Policy, objective: Objective) -> None:
         self.policy = policy

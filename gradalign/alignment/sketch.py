@@ -128,16 +128,13 @@ class Sketch:
         packed: a group's prompt is computed once; see `gradalign.policy.logprobs.packs`.
         sketching: what is sketched.
         seed: of all that is drawn.
-        keep: keep the features of groups that are measured, for scores among them.
-
-    Attributes:
-        kept: of the groups that were measured, in order, with ``keep``.
+        keep: numbers keep the features of groups that are measured, for scores among them.
 
     Raises:
         GradAlignError: the policy has no such layers.
     """
 
-    provides = frozenset({"dot", "norm", "cosine", "learnalign"})
+    provides = frozenset({"dot", "norm", "cosine", "learnalign", "features"})
 
     def __init__(
         self, policy: Policy, objective: Objective, batch_tokens: int, packed: bool,
@@ -151,7 +148,6 @@ class Sketch:
         self.passes = self.coverage.passes(objective.temperature, packed)
         self.like = torch.empty(0, dtype=policy.reduction_dtype, device=policy.device)
         self.store: FeatureStore | None = None
-        self.kept: list[Features] = []
 
     @cached_property
     def parts(self) -> list[Kept]:
@@ -208,11 +204,10 @@ class Sketch:
         along = self.project(unit).double().cpu().numpy() / length
         size = float(np.linalg.norm(along))
         for features in self.features(groups):
-            if self.keep:
-                self.kept.append(features)
             own = features.astype(np.float64)
             dot, norm = float(own @ along), float(np.linalg.norm(own))
-            yield Numbers(dot=dot, norm=norm, cosine=dot / (norm * size) if norm * size > 0 else 0.0)
+            cosine = dot / (norm * size) if norm * size > 0 else 0.0
+            yield Numbers(dot=dot, norm=norm, cosine=cosine, features=features if self.keep else None)
 
     def project(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         """(numbers,) features of a gradient that is given whole, one tensor a chosen parameter."""

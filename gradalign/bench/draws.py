@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradalign.alignment.record import Numbers
+from gradalign.alignment.table import NUMBERS as NAMES
 from gradalign.errors import GradAlignError
 from gradalign.files import replacing
 from gradalign.policy.group import Group
 
-NAMES = tuple(field.name for field in fields(Numbers))
 SCHEMA = pa.schema(
     [("arm", pa.string()), ("seed", pa.int64()), ("rollouts", pa.int64()), ("draw", pa.int64()), ("key", pa.string())]
     + [(name, pa.float64()) for name in NAMES]

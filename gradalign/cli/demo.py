@@ -27,6 +27,7 @@ from gradalign.rewards.countdown import countdown
 from gradalign.rollouts.sample import Sampling
 from gradalign.rollouts.sampler import PolicySampler
 from gradalign.selection import STRATEGIES, Size, choose
+from gradalign.selection.parts import FROM_ROLLOUTS
 
 
 class DemoOptions(Options):
@@ -109,11 +110,11 @@ def choose_once(
 
     rates = {group.key: float(group.rewards.mean()) for group in result.groups}
     rows: list[list[Cell]] = []
-    served = provides(plan.engine, plan.contributions)
+    served = provides(plan.engine, plan.contributions) | FROM_ROLLOUTS
     for name, strategy in STRATEGIES.items():
-        if strategy.needs_engine and strategy.needs not in served:
+        if not strategy.needs <= served:
             continue
-        blind = strategy.needs == "nothing"
+        blind = not strategy.needs
         alignments = [unscored(p.key, p.source) for p in pool] if blind else result.alignments
         choose(alignments, strategy, plan.size, options.seed)
         chosen = [a.key for a in alignments if a.selected]

@@ -21,7 +21,7 @@ from gradalign.problems.schema import Problem
 from gradalign.rewards.base import Reward, find_reward
 from gradalign.rewards.coin import Coin
 from gradalign.rollouts.sample import Sampling
-from gradalign.selection import Size
+from gradalign.selection import Size, Strategy, find_strategy
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -51,7 +51,8 @@ class ScoringOptions(Options):
     """exact: one backward pass a group; directional: forward passes alone; sketch: short vectors, see --layers and
     --projection; reference: slow and plain."""
     contributions: bool = False
-    """With exact: a further forward-only pass gives each problem's standard error, t and reward correlation."""
+    """With exact and sketch: a further forward-only pass gives each problem's standard error, t and reward
+    correlation."""
     advantage: Advantage = "mean"
     """Of a response within its problem: mean (reward - mean), std (that / standard deviation), loo (reward - mean of
     the others)."""
@@ -108,8 +109,16 @@ class SelectionOptions(Options):
     """Which strategy, and how many to choose."""
 
     strategy: str | None = None
-    """Ranking: gradalign, dot, tscore, corr, learnalign, accgreedy, random (default: gradalign where the engine gives a
-    cosine, else dot)."""
+    """gradalign, dot, tscore, corr, guarded, ... (default: gradalign where the engine gives a cosine, else dot)."""
+    gates: tuple[str, ...] = ()
+    """Which may be chosen, in place of the strategy's own gates: consistent, "sound(fdr=0.1)", "band(low=0.2,
+    high=0.8)"; none for none at all."""
+    rank: str | None = None
+    """Which are most useful, in place of the strategy's own: cosine, dot, tscore, corr, permutation, lcb, shrunk,
+    expected, magnitude, learnability, learnalign, accgreedy, random."""
+    pick: str | None = None
+    """Which of them are chosen, in place of the strategy's own: top, "sample(temperature=0.5)", diverse; each takes
+    "caps={'web': 0.3}", "floors={'code': 0.1}", "explore=0.1"."""
     top: Count | None = None
     """Choose this many."""
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -130,6 +139,10 @@ class SelectionOptions(Options):
     def size(self) -> Size:
         """How many to choose."""
         return Size(self.top, self.fraction, self.threshold)
+
+    def chosen_strategy(self, engine: str, contributions: bool) -> Strategy:
+        """The strategy, held against what the engine gives."""
+        return find_strategy(self.strategy, engine, contributions, self.gates, self.rank, self.pick)
 
 
 class ProblemOptions(Options):

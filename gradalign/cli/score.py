@@ -21,7 +21,7 @@ from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
 from gradalign.report.console import alignment_tables, progress_bars, show, show_scoring, times
 from gradalign.rollouts.table import Limits, OnBadRow, read_rollouts
-from gradalign.selection import choose, find_strategy
+from gradalign.selection import choose
 
 
 class ScoreOptions(SelectionOptions, ScoringOptions, PolicyOptions):
@@ -56,7 +56,7 @@ class ScoreOptions(SelectionOptions, ScoringOptions, PolicyOptions):
 def run(arguments: Sequence[str]) -> None:
     """Run the command."""
     options = parse(ScoreOptions, "score", arguments)
-    strategy = find_strategy(options.strategy, options.engine, options.contributions)
+    strategy = options.chosen_strategy(options.engine, options.contributions)
     if options.out.suffix != ".parquet":
         raise GradAlignError(f"option --out: {options.out}: the alignment table is Parquet; name it .parquet")
     read = [path for path in (options.candidates, options.validation, options.direction) if path is not None]
@@ -83,7 +83,7 @@ def run(arguments: Sequence[str]) -> None:
         scored = score(
             policy, candidates, validation, options.objective, options.engine, options.batch_tokens,
             options.contributions, options.unit, options.seed, progress, direction, options.difference,
-            options.offload, options.sketching, strategy.needs == "learnalign",
+            options.offload, options.sketching, strategy.needs,
         )  # fmt: skip
     if options.save_direction is not None:
         save_direction(options.save_direction, policy, options.objective, scored.direction)

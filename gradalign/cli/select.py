@@ -27,7 +27,7 @@ from gradalign.problems.read import overlap
 from gradalign.problems.schema import Problem, fingerprint, prompt_text
 from gradalign.report.console import alignment_tables, progress_bars, show, show_scoring, times
 from gradalign.rollouts.sampler import PolicySampler, prompts_of
-from gradalign.selection import Strategy, find_strategy
+from gradalign.selection import Strategy
 
 
 class SelectOptions(RewardOptions, SelectionOptions, SamplingOptions, ScoringOptions, ProblemOptions, PolicyOptions):
@@ -52,7 +52,7 @@ class SelectOptions(RewardOptions, SelectionOptions, SamplingOptions, ScoringOpt
 def run(arguments: Sequence[str]) -> None:
     """Run the command."""
     options = parse(SelectOptions, "select", arguments)
-    strategy = find_strategy(options.strategy, options.engine, options.contributions)
+    strategy = options.chosen_strategy(options.engine, options.contributions)
     if not options.size.given:
         raise GradAlignError("nothing says how many to choose; give --top, --fraction or --threshold")
     rewards = options.rewards()
@@ -119,7 +119,7 @@ def check(policy: Policy, options: SelectOptions, strategy: Strategy, problems: 
     Raises:
         GradAlignError: too few rollouts, a prompt that cannot be asked, weights that the engine cannot take.
     """
-    if strategy.needs == "nothing":
+    if not strategy.needs:
         return
     prompts_of(policy, problems, options.max_new_tokens)
     if strategy.needs_engine:
@@ -129,5 +129,5 @@ def check(policy: Policy, options: SelectOptions, strategy: Strategy, problems: 
                     f"option --{name.replace('_', '-')}: one rollout carries no gradient: rewards are compared "
                     "within a problem; sample at least two"
                 )
-        if options.engine == "directional" or (options.engine == "exact" and options.contributions):
+        if options.engine == "directional" or (options.engine in ("exact", "sketch") and options.contributions):
             check_difference(options.engine, policy, options.difference)

@@ -227,7 +227,7 @@ class Curriculum:
             "samplers": [sampler.identity for sampler in samplers],
             "plan": facts
             | {
-                "strategy": self.plan.strategy.name,
+                "strategy": self.plan.strategy.recipe,
                 "size": dataclasses.asdict(self.plan.size),
                 "objective": dataclasses.asdict(self.plan.objective),
                 "sketching": [self.plan.sketching.layers, self.plan.sketching.projection],

@@ -64,7 +64,7 @@ class RoundPlan:
         """Who computes alignments."""
         return Scorer(
             policy, self.objective, self.engine, self.batch_tokens, self.contributions, self.unit, self.seed, processes,
-            self.difference, self.offload, sketching=self.sketching, learnalign=self.strategy.needs == "learnalign",
+            self.difference, self.offload, sketching=self.sketching, wanted=self.strategy.needs,
         )  # fmt: skip
 
 
@@ -163,7 +163,7 @@ def run_round(
     if strategy.needs_engine:  # the direction first: without one no candidate need be sampled
         direction, trusted = find_direction(scorer, validation, samplers[1], folder, progress, seconds)
         direction = average(direction)
-    if strategy.needs != "nothing":
+    if strategy.needs:
         start = time.perf_counter()
         tick = progress("candidate rollouts", len(chunk) * samplers[0].rollouts)
         groups = collect_shared(samplers[0], chunk, folder / "candidates.parquet", tick, processes)

@@ -1,43 +1,81 @@
-"""Selection: strategies by name. A new one is a file here and a line below."""
+"""Selection: a strategy is gates times a rank times a pick, each found by name."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
 from gradalign.alignment.engines import ENGINES, provides
 from gradalign.errors import GradAlignError, nearest
-from gradalign.selection import accgreedy, corr, dot, gradalign, learnalign, random, static, tscore
+from gradalign.selection.gates import GATES
+from gradalign.selection.parts import FROM_ROLLOUTS, parse
+from gradalign.selection.picks import PICKS
+from gradalign.selection.ranks import RANKS
+from gradalign.selection.strategies import STRATEGIES
 from gradalign.selection.strategy import Size, Strategy, choose
 
-STRATEGIES: dict[str, Strategy] = {
-    module.STRATEGY.name: module.STRATEGY
-    for module in (gradalign, dot, tscore, corr, learnalign, accgreedy, static, random)
-}
-"""Strategy name -> strategy."""
-
-__all__ = ["STRATEGIES", "Size", "Strategy", "choose", "find_strategy"]
+__all__ = ["GATES", "PICKS", "RANKS", "STRATEGIES", "Size", "Strategy", "choose", "compose", "find_strategy"]
 
 
-def find_strategy(name: str | None, engine: str, contributions: bool = False) -> Strategy:
-    """A strategy by name, checked against what the engine gives.
+def compose(name: str | None, gates: Sequence[str] = (), rank: str | None = None, pick: str | None = None) -> Strategy:
+    """A ready-made strategy with the parts that are given in place of its own.
+
+    Args:
+        name: of the ready-made one; None for ``gradalign``.
+        gates: ``sound(fdr=0.1)`` and the like; ``none`` for none at all.
+        rank: ``expected(worth=learnability)`` and the like.
+        pick: ``top(caps={'web': 0.3})`` and the like.
+
+    Raises:
+        GradAlignError: an unknown name, part or parameter.
+    """
+    name = name or "gradalign"
+    if name not in STRATEGIES:
+        raise GradAlignError(f"unknown strategy {name!r}{nearest(name, STRATEGIES)}")
+    strategy = STRATEGIES[name]
+    if not gates and rank is None and pick is None:
+        return strategy
+    if gates:
+        named = [gate for gate in gates if gate != "none" or len(gates) > 1]
+        strategy = dataclasses.replace(strategy, gates=tuple(parse(gate, GATES, "gate") for gate in named))
+    if rank is not None:
+        strategy = dataclasses.replace(strategy, rank=parse(rank, RANKS, "rank"))
+    if pick is not None:
+        strategy = dataclasses.replace(strategy, pick=parse(pick, PICKS, "pick"))
+    return dataclasses.replace(strategy, name=strategy.recipe)
+
+
+def find_strategy(
+    name: str | None,
+    engine: str,
+    contributions: bool = False,
+    gates: Sequence[str] = (),
+    rank: str | None = None,
+    pick: str | None = None,
+) -> Strategy:
+    """A strategy by name and parts, checked against what the engine gives.
 
     Args:
         name: of the strategy; None means ``gradalign`` where there is a cosine, else ``dot``.
         engine: of the run.
         contributions: whether the further forward-only pass is made.
+        gates: see `compose`.
+        rank: see `compose`.
+        pick: see `compose`.
 
     Raises:
         GradAlignError: unknown name, or it needs a number that the run does not give.
     """
-    provided = provides(engine, contributions)
-    if name is None:
-        name = "gradalign" if "cosine" in provided else "dot"
-    if name not in STRATEGIES:
-        raise GradAlignError(f"unknown strategy {name!r}{nearest(name, STRATEGIES)}")
-    strategy = STRATEGIES[name]
-    if strategy.needs_engine and strategy.needs not in provided:
-        able = [other for other, kind in ENGINES.items() if strategy.needs in kind.provides]
-        more = " (or --contributions)" if strategy.needs in provides(engine, contributions=True) else ""
+    provided = provides(engine, contributions) | FROM_ROLLOUTS
+    strategy = compose(name or ("gradalign" if "cosine" in provided else "dot"), gates, rank, pick)
+    missing = strategy.needs - provided
+    if missing:
+        able = [other for other, kind in ENGINES.items() if missing <= kind.provides]
+        able = [other for other in able if strategy.needs <= provides(other, False) | FROM_ROLLOUTS]
+        more = strategy.needs <= provides(engine, contributions=True) | FROM_ROLLOUTS
+        advice = f"take --engine {' or '.join(able)}" if able else "take --contributions" if more else "none gives all"
         raise GradAlignError(
-            f"strategy {name!r} needs {strategy.needs}, which engine {engine!r} does not give; take --engine "
-            f"{' or '.join(able)}{more}, or a strategy that it can serve"
+            f"strategy {strategy.name!r} needs {', '.join(sorted(missing))}, which engine {engine!r} does not give; "
+            f"{advice}{' (or --contributions)' if able and more else ''}, or a strategy that it can serve"
         )
     return strategy

@@ -13,7 +13,7 @@ from gradalign.alignment.engines import ENGINES
 from gradalign.alignment.sketch import USUAL, Sketching
 from gradalign.errors import GradAlignError, nearest, warn
 from gradalign.policy.objective import Objective
-from gradalign.selection import STRATEGIES, Size
+from gradalign.selection import STRATEGIES, Size, Strategy, compose
 
 OFF = "off"
 """The strategy that leaves TRL's trainer as it is."""
@@ -43,6 +43,17 @@ class GradAlignConfig(GRPOConfig):
         "Which problems are preferred: gradalign (the paper's cosine), dot, tscore, corr, learnalign, accgreedy, "
         "static, random; off trains on everything, as stock TRL (default: gradalign; in mode batch dot, which needs no "
         "cosine)."
+    )
+    gates: list[str] | None = _help(
+        "Which problems may be chosen, in place of the strategy's own gates: consistent, sound(fdr=0.1), band(low=0.2, "
+        "high=0.8); none for none at all."
+    )
+    rank: str | None = _help(
+        "Which are most useful, in place of the strategy's own rank: dot, lcb(level=0.9), expected(worth=learnability)."
+    )
+    pick: str | None = _help(
+        "Which of them are chosen, in place of the strategy's own pick: top, sample(temperature=0.5), diverse; each "
+        "takes caps={'web': 0.3}, floors={'code': 0.1}, explore=0.1."
     )
     mode: Literal["round", "batch"] = _help(
         "round: choose from a chunk once every steps_per_round. batch: sample oversample times as many problems as a "
@@ -113,6 +124,10 @@ class GradAlignConfig(GRPOConfig):
             raise ValueError(f"strategy: unknown {self.strategy!r}{nearest(self.strategy, [*STRATEGIES, OFF])}")
         if not self.choosing:
             return
+        try:
+            self.composed  # noqa: B018
+        except GradAlignError as error:
+            raise ValueError(str(error)) from error
         for name in ("steps_per_round", "chunk", "top", "oversample", "batch_tokens", "batch_rollouts"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -193,6 +208,11 @@ class GradAlignConfig(GRPOConfig):
     def choosing(self) -> bool:
         """Whether anything is chosen at all."""
         return self.strategy != OFF
+
+    @property
+    def composed(self) -> Strategy:
+        """The strategy with the parts that are given in place of its own."""
+        return compose(self.strategy, self.gates or (), self.rank, self.pick)
 
     @property
     def generation_steps(self) -> int:

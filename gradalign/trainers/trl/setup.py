@@ -16,7 +16,7 @@ from gradalign.curriculum.round import RoundPlan
 from gradalign.errors import GradAlignError, warn
 from gradalign.problems.schema import fingerprint, normalised
 from gradalign.processes import Processes
-from gradalign.selection import STRATEGIES, Size, find_strategy
+from gradalign.selection import Size, find_strategy
 from gradalign.trainers.trl.config import GradAlignConfig
 from gradalign.trainers.trl.dataset import Problems
 
@@ -52,7 +52,7 @@ def find_validation(args: GradAlignConfig, pool: Problems, dataset: Dataset | No
         GradAlignError: it is missing where a direction is followed, or one of its problems is trained or tested on.
     """
     if dataset is None:
-        if STRATEGIES[str(args.strategy)].needs_engine:
+        if args.composed.needs_engine:
             raise GradAlignError(
                 f"validation_dataset: is missing, and strategy {args.strategy!r} follows its gradient; give a small "
                 "trusted set that is neither trained nor tested on"
@@ -85,7 +85,7 @@ def make_curriculum(
         GradAlignError: the strategy needs what the engine does not give; the pool is smaller than a batch.
     """
     engine = args.engine or ("directional" if args.mode == "batch" else "exact")
-    strategy = find_strategy(args.strategy, engine, args.contributions)
+    strategy = find_strategy(args.strategy, engine, args.contributions, args.gates or (), args.rank, args.pick)
     if args.batch_prompts > len(pool):
         raise GradAlignError(
             f"train_dataset: has {len(pool)} problems, and one generation batch needs {args.batch_prompts} "

@@ -102,7 +102,7 @@ class GradAlignTrainer(GRPOTrainer):
         if args.choosing:
             self.curriculum = make_curriculum(args, self.pool, self.validation, identity)
             self.add_callback(Rounds(self))
-            if self.curriculum.plan.strategy.needs != "nothing":  # too long prompts are found before anything is done
+            if self.curriculum.plan.strategy.needs:  # too long prompts are found before anything is done
                 candidates, trusted = self._samplers(policy, 0)
                 candidates.prompts(self.pool)
                 trusted.prompts(self.validation or [])

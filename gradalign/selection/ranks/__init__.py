@@ -1,0 +1,35 @@
+"""Ranks by name: how useful a group is to train on now."""
+
+from __future__ import annotations
+
+from gradalign.selection.parts import Rank
+from gradalign.selection.ranks.accgreedy import AccGreedy
+from gradalign.selection.ranks.corr import Corr
+from gradalign.selection.ranks.cosine import Cosine
+from gradalign.selection.ranks.dot import Dot
+from gradalign.selection.ranks.expected import Expected
+from gradalign.selection.ranks.lcb import LowerBound
+from gradalign.selection.ranks.learnability import Learnability
+from gradalign.selection.ranks.learnalign import LearnAlign
+from gradalign.selection.ranks.magnitude import Magnitude
+from gradalign.selection.ranks.permutation import Permutation
+from gradalign.selection.ranks.random import Random
+from gradalign.selection.ranks.shrunk import Shrunk
+from gradalign.selection.ranks.tscore import TScore
+
+RANKS: dict[str, type[Rank]] = {
+    "cosine": Cosine,
+    "dot": Dot,
+    "tscore": TScore,
+    "corr": Corr,
+    "permutation": Permutation,
+    "lcb": LowerBound,
+    "shrunk": Shrunk,
+    "expected": Expected,
+    "magnitude": Magnitude,
+    "learnability": Learnability,
+    "learnalign": LearnAlign,
+    "accgreedy": AccGreedy,
+    "random": Random,
+}
+"""Rank name -> class."""

@@ -1,0 +1,34 @@
+"""``tscore``: t = dot / se, the alignment in units of its own standard error over rollouts.
+
+Prefers problems whose alignment is sure to those where it is large by luck; a sure gain that is tiny ranks high too.
+The t-value goes on the normal scale (Student's t with n - 1 degrees of freedom), so that problems with few and with
+many rollouts compare; among problems with equally many the order is that of t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from scipy import stats
+
+from gradalign.alignment.record import Alignment
+from gradalign.selection.parts import Needs
+
+
+@dataclass(frozen=True)
+class TScore:
+    """See the module's text."""
+
+    needs: ClassVar[Needs] = frozenset({"t"})
+    prefers: ClassVar[str] = "sure gain along it (dot / standard error)"
+
+    def scores(self, alignments: Sequence[Alignment], seed: int) -> list[float | None]:
+        """See `gradalign.selection.parts.Rank`."""
+        return [None if a.numbers.t is None else _normal(a.numbers.t, a.n_rollouts - 1) for a in alignments]
+
+
+def _normal(t: float, freedom: int) -> float:
+    tail = float(stats.norm.isf(stats.t.sf(abs(t), max(freedom, 1))))
+    return min(tail, 38.0) * (1 if t > 0 else -1)
