@@ -44,9 +44,12 @@ class GradAlignConfig(GRPOConfig):
         "static, random; off trains on everything, as stock TRL (default: gradalign; in mode batch dot, which needs no "
         "cosine)."
     )
-    gates: list[str] | None = _help(
-        "Which problems may be chosen, in place of the strategy's own gates: consistent, sound(fdr=0.1), band(low=0.2, "
-        "high=0.8); none for none at all."
+    gates: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Which problems may be chosen, in place of the strategy's own gates: consistent, sound(fdr=0.1), "
+            "band(low=0.2, high=0.8); none for none at all."
+        },
     )
     rank: str | None = _help(
         "Which are most useful, in place of the strategy's own rank: dot, lcb(level=0.9), expected(worth=learnability)."
