@@ -69,7 +69,7 @@ class Racing:
         targets = [target for target in self.targets(standing.most) if target > counts.max()]
         for number, target in enumerate(targets):
             open_ = openness(standing, target)
-            order = np.lexsort([[a.rank or 0 for a in standing.alignments], open_])
+            order = np.lexsort((np.array([a.rank or 0 for a in standing.alignments]), open_))
             order = order[(open_[order] <= DECIDED) & (counts[order] < target)]
             taken = order[np.cumsum(target - counts[order]) <= left // (len(targets) - number)]
             if len(taken):
