@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -13,7 +15,9 @@ from gradalign.policy.objective import Objective
 from gradalign.selection import RANKS, STRATEGIES, Size, choose, compose, find_strategy
 
 
-def scored(key: str, rewards: list[float], moves: list[float], logprobs: list[float] | None = None) -> Alignment:
+def scored(
+    key: str, rewards: Sequence[float], moves: Sequence[float], logprobs: Sequence[float] | None = None
+) -> Alignment:
     """The alignment of a group with these rewards and movements, one token a response."""
     rollouts = [Rollout(np.array([number]), reward) for number, reward in enumerate(rewards)]
     group = Group(key, np.zeros(1, np.int64), rollouts, "s")
@@ -93,7 +97,8 @@ def test_expected_neither_takes_sure_and_tiny_nor_large_and_dubious() -> None:
     assert share("corr", "tiny") > 0.3
     assert share("dot", "0.0") > share("expected", "0.0")
     assert share("expected", "tiny") == 0
-    assert share("expected", "1.5") > share("dot", "1.5") and share("expected", "1.5") > share("corr", "1.5")
+    assert share("expected", "1.5") > share("dot", "1.5")
+    assert share("expected", "1.5") > share("corr", "1.5")
 
 
 def test_expected_listens_to_the_policy_where_it_is_known_what_it_thinks() -> None:
@@ -138,7 +143,8 @@ def test_gates_refuse_by_name_one_after_the_other_and_the_refused_rank_behind() 
     assert [a.selected for a in rows] == [False, False, True, False]
     assert order(rows) == ["fine", "rare", "torn", "silent"]
     assert strategy.name == "consistent > band(low=0.3) > dot > top"
-    assert compose("guarded", ["none"]).gates == () and compose("guarded").gates != ()
+    assert compose("guarded", ["none"]).gates == ()
+    assert compose("guarded").gates != ()
 
 
 def test_a_ready_made_strategy_is_what_its_parts_make() -> None:
@@ -187,6 +193,7 @@ def test_evidence_is_of_the_rollouts_and_nothing_else() -> None:
     rollouts = [Rollout(own, float(n), logprobs=np.array([-0.5] * len(own), np.float32)) for n, own in enumerate(ids)]
     found = Evidence.of(Group("k", np.zeros(1, np.int64), rollouts))
     assert found.responses.tolist() == [0, 1, 0]
-    assert found.logprobs is not None and found.logprobs.tolist() == [-1.0, -0.5, -1.0]
+    assert found.logprobs is not None
+    assert found.logprobs.tolist() == [-1.0, -0.5, -1.0]
     rollouts[1].logprobs = None
     assert Evidence.of(Group("k", np.zeros(1, np.int64), rollouts)).logprobs is None
