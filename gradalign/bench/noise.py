@@ -23,6 +23,10 @@ from gradalign.bench.noise_data import ARMS, Arm, Seed, Setting
 from gradalign.bench.results import Results
 from gradalign.policy.load import Policy
 from gradalign.selection import STRATEGIES, Size, Strategy, choose, compose
+from gradalign.selection.budgets import BUDGETS
+from gradalign.selection.budgets.race import race
+from gradalign.selection.budgets.racing import Racing
+from gradalign.selection.parts import spec
 
 DEFAULT = "guarded"
 """The pre-registered strategy."""
@@ -32,6 +36,12 @@ BASELINES = ("gradalign", "dot", "accgreedy")
 
 ORACLES = {"oracle_dot": "dot", "oracle_cosine": "gradalign"}
 """Strategies that see all rollouts, paid as in the arm."""
+
+RACED = ("guarded", "expected", "corr", "dot", "guarded_dot")
+"""What is also raced."""
+
+RACES = ((Racing(screen=4, mean=10), 16), (Racing(screen=4, mean=10), 32), (Racing(screen=8, mean=16), 32))
+"""Races, and the most rollouts that a candidate may have in each."""
 
 CHOICES: dict[str, Strategy] = {
     **{
@@ -112,6 +122,11 @@ def choices(arm: Arm, plan: NoisePlan, seed: int) -> list[dict[str, Any]]:
         for name, strategy in (oracles if n == setting.truth else CHOICES).items():
             choose(alignments, strategy, Size(top=places), seed)
             row(name, "fixed", n, n * setting.problems, alignments)
+    for racing, most in RACES:
+        for name in RACED:
+            raced = race(racing, CHOICES[name], Size(top=places), setting.problems, most, arm.alignments, seed)
+            row(name, "racing", most, sum(raced.spent), raced.alignments)
+            rows[-1]["race"] = spec(racing, BUDGETS)
     return rows
 
 

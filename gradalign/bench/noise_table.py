@@ -13,6 +13,9 @@ from gradalign.bench.noise import BASELINES, CHOICES, DEFAULT, ORACLES, flipped,
 from gradalign.bench.noise_data import ARMS
 from gradalign.bench.results import markdown_table, provenance
 
+RIVAL = 32
+"""Rollouts of the fixed budget that races are compared with."""
+
 Cells = dict[tuple[str, str, str, int], dict[int, dict[str, Any]]]
 """(arm, strategy, budget, rollouts) -> seed -> row."""
 
@@ -30,7 +33,8 @@ def finish_noise(data: dict[str, Any]) -> str:
     """The Markdown; adds ``tests`` to the data."""
     cells: Cells = defaultdict(dict)
     for row in data["rows"]:
-        cells[row["arm"], row["strategy"], row["budget"], row["rollouts"]][row["seed"]] = row
+        if row["budget"] == "fixed":
+            cells[row["arm"], row["strategy"], row["budget"], row["rollouts"]][row["seed"]] = row
     seeds = sorted({row["seed"] for row in data["rows"]})
     data["tests"] = tests(cells)
     data["targets"] = targets(cells)
@@ -44,7 +48,7 @@ def finish_noise(data: dict[str, Any]) -> str:
     for arm in ARMS:
         parts += [f"## {arm}: corrupted share", _grid(cells, arm, "corrupted_share")]
         parts += [f"## {arm}: overlap with the oracle", _grid(cells, arm, "oracle_overlap")]
-    parts += ["## Racing", _racing(cells)]
+    parts += ["## Racing", _racing(data, cells)]
     return "\n\n".join([*parts, "## How to read this", f"{strategies}\n{NOTES}", provenance(data)])
 
 
@@ -110,31 +114,36 @@ def _grid(cells: Cells, arm: str, what: str) -> str:
     counts = _counts(cells, arm)
     rows = [
         [
-            f"**`{name}`**" if name == DEFAULT else f"`{name}`",
-            *(_spread(cells, (arm, name, "fixed", n), what) for n in counts),
+            f"`{name}` (default)" if name == DEFAULT else f"`{name}`",
+            *(_cell(cells, (arm, name, "fixed", n), what) for n in counts),
         ]
         for name in CHOICES
     ]
     truth = max((n for a, _, _, n in cells if a == arm), default=0)
     for name in ORACLES:
-        rows.append([f"`{name}` ({truth})", *[_spread(cells, (arm, name, "fixed", truth), what)] * len(counts)])
+        rows.append([f"`{name}` ({truth})", *[_cell(cells, (arm, name, "fixed", truth), what)] * len(counts)])
     return markdown_table(["strategy", *(f"{n} rollouts" for n in counts)], rows)
 
 
-def _spread(cells: Cells, cell: tuple[str, str, str, int], what: str) -> str:
-    values = [row[what] for row in cells.get(cell, {}).values()]
+def _cell(cells: Cells, cell: tuple[str, str, str, int], what: str) -> str:
+    return _spread([row[what] for row in cells.get(cell, {}).values()])
+
+
+def _spread(values: Sequence[float]) -> str:
     return f"{median(values):.2f} ({min(values):.2f}-{max(values):.2f})" if values else "-"
 
 
-def _racing(cells: Cells) -> str:
+def _racing(data: dict[str, Any], cells: Cells) -> str:
+    races: dict[tuple[str, str, int, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in data["rows"]:
+        if row["budget"] == "racing":
+            races[row["arm"], row["strategy"], row["rollouts"], row["race"]].append(row)
     rows = []
-    for arm, name, budget, n in sorted(cells):
-        if budget != "racing":
-            continue
-        own, whole = cells[arm, name, budget, n], cells[arm, name, "fixed", n]
-        spent, full = (median(row["rollouts_spent"] for row in some.values()) for some in (own, whole))
-        shown = [(what, kind) for what in ("corrupted_share", "oracle_overlap") for kind in (budget, "fixed")]
-        texts = [_spread(cells, (arm, name, kind, n), what) for what, kind in shown]
-        rows.append([f"{arm}, `{name}`", str(n), f"{spent:,.0f}", f"{spent / full:.0%}", *texts])
-    columns = ["arm and strategy", "at most", "spent", "of fixed", "corrupted", "fixed", "overlap", "fixed"]
+    for (arm, name, most, race), own in races.items():
+        whole = cells[arm, name, "fixed", RIVAL].values()
+        spent, full = (median(row["rollouts_spent"] for row in some) for some in (own, whole))
+        shown = [(what, some) for what in ("corrupted_share", "oracle_overlap") for some in (own, whole)]
+        texts = [_spread([row[what] for row in some]) for what, some in shown]
+        rows.append([f"{arm}, `{name}`, `{race}`", str(most), f"{spent:,.0f}", f"{spent / full:.0%}", *texts])
+    columns = ["arm, strategy, race", "at most", "spent", f"of fixed {RIVAL}", "corrupted", "fixed", "overlap", "fixed"]
     return markdown_table(columns, rows)
