@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from gradalign.alignment.table import read_alignments
-from tests.trl_run import trainer
+from tests.trl_run import datasets, trainer
+
+SOURCES = sorted(set(datasets()[1]["source"]))
 
 
 def torchrun(options: dict[str, Any], module: str = "tests.trl_run") -> subprocess.CompletedProcess[str]:
@@ -26,13 +28,15 @@ def torchrun(options: dict[str, Any], module: str = "tests.trl_run") -> subproce
     )  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:.*the others are followed")
 @pytest.mark.parametrize(
     "options",
     [
         {"steps_per_round": 1, "chunk": 13, "strategy": "tscore", "contributions": True, "direction_average": 0.5},
         {"mode": "batch", "steps_per_round": 2},
+        {"reference_field": "answer", "targets": [f"{s}={w}" for w, s in enumerate(SOURCES)]},
     ],
-    ids=["round", "batch"],
+    ids=["round", "batch", "parts"],
 )
 def test_two_processes_choose_what_one_does(tmp_path: Path, options: dict[str, Any]) -> None:
     options = {"max_steps": 4} | options

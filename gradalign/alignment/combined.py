@@ -243,7 +243,7 @@ def combine(
         reliability = inner(first, second) / lengths if lengths > 0 else 0.0
         reliability_se = math.hypot(*projected.values()) / lengths if told and lengths > 0 else None
     norm = inner(whole, whole) ** 0.5
-    if norm == 0:
+    if norm < 1e-6:  # of unit vectors: nothing but rounding is left
         raise GradAlignError("validation: the parts' gradients cancel to zero; give them other weights")
     for tensor in whole:
         tensor.div_(norm)
