@@ -181,6 +181,14 @@ def test_a_choice_is_ranked_as_it_was_picked() -> None:
     ]  # fmt: skip
 
 
+def test_limits_of_a_threshold_are_shares_of_what_reaches_it() -> None:
+    table = rows(list(range(20, 0, -1)), "a" * 8 + "b" * 12)
+    for a in table:
+        a.numbers.dot = a.score
+    choose(table, compose("dot", pick="top(caps={'a': 0.5})"), Size(threshold=10.5))
+    assert Counter(a.source for a in table if a.selected) == {"a": 5, "b": 2}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

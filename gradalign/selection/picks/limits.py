@@ -59,7 +59,7 @@ class Limits:
     def _within(
         self, order: Iterable[int], alignments: Sequence[Alignment], count: int, free: int, chosen: list[int]
     ) -> list[int]:
-        """``chosen`` filled up from ``order`` but for ``free`` of the ``count`` places, of all of which limits are shares.
+        """``chosen`` filled up from ``order`` but for ``free`` of ``count`` places; limits are shares of them all.
 
         Places of floors come first, then whatever no cap refuses.
         """
