@@ -258,6 +258,10 @@ def test_likelihoods_in_float64_against_autograd(engine: str, name: str) -> None
         np.testing.assert_allclose(flat(found.unit), v / np.linalg.norm(v), atol=1e-10)
         assert found.norm == pytest.approx(np.linalg.norm(v), rel=1e-9)
         assert found.n_references == 4
+        scorer.offload = True
+        mapped = scorer.direction([] if weight == 1 else validation, references=references)
+        np.testing.assert_array_equal(flat(mapped.unit), flat(found.unit))
+        assert mapped.facts() == found.facts()
     scorer = Scorer(policy, objective, engine, reference_weight=1.0, unit=True)
     gradient = flat(scorer.direction([], references=references).unit)
     each = [likelihood_gradient(policy, g, 0.7) for g in references]
