@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from gradalign.alignment.align import score
-from gradalign.alignment.direction import Direction, build_direction, dot, one_by_one
+from gradalign.alignment.direction import Direction, build_direction
+from gradalign.alignment.sums import dot, one_by_one
 from gradalign.errors import GradAlignError, GradAlignWarning
 from gradalign.policy.group import Group, Rollout
 from gradalign.policy.load import Policy

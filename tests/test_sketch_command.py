@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from gradalign.policy.objective import Objective
 from gradalign.rollouts.table import write_rollouts
 from tests.conftest import Ran, make_groups, make_policy
 from tests.test_learnalign import written_out
+from tests.test_select_command import write_pool
 from tests.trl_run import trainer
 
 Run = Callable[..., Ran]
@@ -145,6 +147,56 @@ def test_it_tells_how_far_it_agrees(gradalign: Run, command: list[Any], tmp_path
     assert found["checked"] == 16
     assert -1 <= found["exact"] <= found["itself"] <= 1 or found["itself"] < 1
     assert f"{found['exact']:.3f} with engine exact" in ran.out
+
+
+PARTS = ("--contributions", "--gates", "consistent", "--rank", "dot")
+
+
+def test_near_duplicates_are_passed_over_for_what_differs(gradalign: Run, command: list[Any], tmp_path: Path) -> None:
+    groups = make_groups(16, 1)
+    write_rollouts(tmp_path / "c.parquet", groups)
+    assert gradalign(*command, "--strategy", "dot").status == 0
+    best = min(rows(tmp_path / "s.parquet"), key=lambda row: row["rank"])["key"]
+    original = next(group for group in groups if group.key == best)
+    for number in range(6):  # the same problem but for one token of one response
+        copy = dataclasses.replace(original, key=f"copy{number}", rollouts=[*original.rollouts])
+        changed = copy.rollouts[number % 5]
+        ids = np.append(changed.response_ids, number)
+        copy.rollouts = [dataclasses.replace(r, response_ids=ids) if r is changed else r for r in copy.rollouts]
+        groups.append(copy)
+    tossed = dataclasses.replace(original, key="tossed", rollouts=[*original.rollouts])
+    tossed.rollouts = [*tossed.rollouts, dataclasses.replace(tossed.rollouts[0], reward=1.0)]
+    write_rollouts(tmp_path / "c.parquet", [*groups, tossed])
+    copies = {}
+    for pick in ("top", "diverse"):
+        ran = gradalign(*command, *SKETCH, *PARTS, "--pick", pick, "--top", 7)
+        assert ran.status == 0, ran.err
+        found = {row["key"]: row for row in rows(tmp_path / "s.parquet")}
+        assert found["tossed"]["gate"] == "consistent"
+        chosen = [key for key, row in found.items() if row["selected"]]
+        assert len(chosen) == 7
+        assert sorted(found[key]["rank"] for key in chosen) == list(range(1, 8))
+        copies[pick] = sum(key.startswith("copy") or key == best for key in chosen)
+    assert copies["diverse"] < copies["top"], copies
+
+
+def test_select_picks_a_diverse_set(gradalign: Run, tmp_path: Path) -> None:
+    pool, trusted = write_pool(tmp_path / "pool.jsonl", 30, 1), write_pool(tmp_path / "val.jsonl", 24, 2)
+    base = ["select", "--model", "embedded", "--reward", "countdown", "--max-new-tokens", 6, "-n", 8, "--pool", pool,
+            "--validation", trusted, "--allow-overlap", "--top", 6, *SKETCH, *PARTS]  # fmt: skip
+    worth = {}
+    for pick in ("top", "diverse"):
+        run, store = tmp_path / pick, tmp_path / f"{pick}-features"
+        ran = gradalign(*base, "--pick", pick, "--store", store, "--out", run)
+        assert ran.status == 0, ran.err
+        table = {row["key"]: row for row in rows(run / "round-0000" / "alignments.parquet")}
+        keys = [json.loads(line)["key"] for line in (store / "rows.jsonl").read_text().splitlines()]
+        features = dict(zip(keys, np.fromfile(store / "features.f32", "<f4").reshape(len(keys), -1), strict=True))
+        chosen = [key for key, row in table.items() if row["selected"]]
+        assert len(chosen) == 6
+        total = np.linalg.norm(sum(features[key].astype(float) for key in chosen))
+        worth[pick] = sum(table[key]["score"] for key in chosen) / total
+    assert worth["diverse"] > worth["top"]
 
 
 def test_learnalign_needs_features() -> None:

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from gradalign.alignment.table import read_alignments
-from tests.trl_run import trainer
+from gradalign.files import read_json
+from tests.trl_run import datasets, trainer
 
 
 def torchrun(options: dict[str, Any], module: str = "tests.trl_run") -> subprocess.CompletedProcess[str]:
@@ -72,6 +73,25 @@ def test_two_processes_compare_the_features_of_both(tmp_path: Path) -> None:
     assert sum(score is not None for score in scores) > 3
     for score, other in zip(scores, two, strict=True):
         assert other.numbers.learnalign == (None if score is None else pytest.approx(score, rel=1e-4))
+
+
+@pytest.mark.filterwarnings("ignore:.*the others are followed")
+def test_two_processes_put_the_same_direction_together(tmp_path: Path) -> None:
+    sources = sorted(set(datasets()[1]["source"]))
+    options: dict[str, Any] = {
+        "max_steps": 2, "reference_field": "answer", "targets": [f"{s}={w}" for w, s in enumerate(sources)]
+    }  # fmt: skip
+    trainer(tmp_path / "one", **options).train()
+    done = torchrun({"out": str(tmp_path / "two"), "per_device_train_batch_size": 8, **options})
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (read_json(tmp_path / n / "round-0000" / "metrics.json")["direction"] for n in ("one", "two"))
+    assert one.pop("parts") == two.pop("parts")
+    assert [value is None for value in one.values()] == [value is None for value in two.values()]
+    values = [[value for value in facts.values() if value is not None] for facts in (one, two)]
+    assert values[0] == pytest.approx(values[1], rel=1e-3)
+    tables = (read_alignments(tmp_path / n / "round-0000" / "alignments.parquet") for n in ("one", "two"))
+    dots = [[a.numbers.dot for a in table if a.numbers.dot is not None] for table in tables]
+    assert dots[0] == pytest.approx(dots[1], rel=1e-3, abs=1e-6)
 
 
 def test_what_fails_in_one_process_ends_all_of_them(tmp_path: Path) -> None:

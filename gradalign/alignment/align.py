@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 
-from gradalign.alignment.direction import Direction, build_direction, require_gradient
+from gradalign.alignment.combined import REFERENCE_WEIGHT, follow
+from gradalign.alignment.direction import Direction, build_direction, require_gradient, warn_of_noise
 from gradalign.alignment.directional import Directional
 from gradalign.alignment.engines import check_difference, provides
 from gradalign.alignment.exact import Exact, Recorded
@@ -18,7 +20,8 @@ from gradalign.alignment.record import Alignment, Numbers
 from gradalign.alignment.reference import Reference
 from gradalign.alignment.sketch import USUAL, Sketch, Sketched, Sketching
 from gradalign.alignment.steps import Step
-from gradalign.errors import GradAlignError, warn
+from gradalign.alignment.sums import AddUp
+from gradalign.errors import GradAlignError
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
 from gradalign.policy.logprobs import packs
@@ -78,6 +81,8 @@ class Scorer:
         wanted: numbers that are not measured unless they are asked for: ``features`` (of a sketch, held in memory) and
             ``learnalign`` (the candidates among each other, which takes the features).
         sketched: of a sketch, where `calibrate` has compared it.
+        targets: validation source -> weight, see `gradalign.alignment.combined`; empty takes all problems together.
+        reference_weight: share in (0, 1] of trusted responses in the direction, where there are some.
 
     Raises:
         GradAlignError: unknown engine, or a difference that it cannot take; no features to keep.
@@ -97,6 +102,8 @@ class Scorer:
     sketching: Sketching = USUAL
     wanted: frozenset[str] = frozenset()
     sketched: Sketched | None = None
+    targets: Mapping[str, float] = field(default_factory=dict)
+    reference_weight: float = REFERENCE_WEIGHT
 
     def __post_init__(self) -> None:
         provides(self.engine, self.contributions)
@@ -122,20 +129,31 @@ class Scorer:
         """Whether forward passes are differenced."""
         return self.engine == "directional" or self.contributions
 
-    def direction(self, validation: Sequence[Group], progress: Progress = silent) -> Direction:
-        """The validation direction.
+    def direction(
+        self, validation: Sequence[Group], progress: Progress = silent, references: Sequence[Group] = ()
+    ) -> Direction:
+        """The validation direction; ``references`` are groups of trusted responses to follow as well.
 
         Raises:
-            GradAlignError: no validation problem carries a gradient.
+            GradAlignError: no validation problem carries a gradient; targets that do not fit.
         """
-        require_gradient(validation)
-        trusted = [group for group in validation if group.status == "scored"]
-        add_up = Reference(self.policy, self.objective).add_up
-        if self.engine != "reference":
-            add_up = self._exact(self._packed(trusted)).add_up
-        done = progress("validation direction", len(trusted))
-        direction = build_direction(validation, add_up, self.unit, self.seed, done, self.processes)
+        if self.targets or references:
+            direction = follow(
+                validation, references, self.targets, self.reference_weight, self._adder, self.objective, self.unit,
+                self.seed, progress, self.processes,
+            )  # fmt: skip
+        else:
+            require_gradient(validation)
+            trusted = [group for group in validation if group.status == "scored"]
+            add_up, done = self._adder(trusted, self.objective), progress("validation direction", len(trusted))
+            direction = build_direction(validation, add_up, self.unit, self.seed, done, self.processes)
         return direction.off_loaded() if self.offload else direction
+
+    def _adder(self, groups: Sequence[Group], objective: Objective) -> AddUp:
+        """Adds up gradients of ``groups``."""
+        if self.engine == "reference":
+            return Reference(self.policy, objective).add_up
+        return Exact(self.policy, objective, self.batch_tokens, self._packed(groups)).add_up
 
     def calibrate(self, groups: Sequence[Group], direction: Direction) -> Step | None:
         """Choose the finite-difference step on up to eight of ``groups``, and keep it; None where none is needed.
@@ -237,17 +255,6 @@ class Scorer:
         return self.processes.joined(self.processes.together(work))
 
 
-def warn_of_noise(direction: Direction) -> None:
-    """Warn when a direction is within noise."""
-    if not direction.within_noise:
-        return
-    halves = "cannot be compared" if direction.reliability is None else f"agree by {direction.reliability:.2f} only"
-    warn(
-        f"the validation direction is within noise: its halves {halves} ({direction.n_problems} problems carry a "
-        "gradient); more validation problems, or more rollouts of each, make it reliable"
-    )
-
-
 def score(
     policy: Policy,
     candidates: Sequence[Group],
@@ -264,22 +271,25 @@ def score(
     offload: bool = False,
     sketching: Sketching = USUAL,
     wanted: frozenset[str] = frozenset(),
+    references: Sequence[Group] = (),
+    targets: Mapping[str, float] = MappingProxyType({}),
+    reference_weight: float = REFERENCE_WEIGHT,
 ) -> Scored:
     """Align candidate groups with the validation direction; see `Scorer` for the arguments.
 
-    With a ready ``direction``, the validation groups are not looked at.
+    With a ready ``direction``, the validation groups and ``references`` are not looked at.
 
     Raises:
         GradAlignError: unknown engine; no validation problem carries a gradient; a number that is not finite.
     """
     scorer = Scorer(
         policy, objective, engine, batch_tokens, contributions, unit, seed, difference=difference, offload=offload,
-        sketching=sketching, wanted=wanted,
+        sketching=sketching, wanted=wanted, targets=targets, reference_weight=reference_weight,
     )  # fmt: skip
     seconds: dict[str, float] = {}
     if direction is None:
         start = time.perf_counter()
-        direction = scorer.direction(validation, progress)
+        direction = scorer.direction(validation, progress, references)
         seconds["direction"] = time.perf_counter() - start
     warn_of_noise(direction)
     scored = scorer.measure(candidates, direction, progress)

@@ -7,29 +7,43 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from gradalign.errors import GradAlignError
+from gradalign.alignment.sums import AddUp, half_sum, halved, inner
+from gradalign.errors import GradAlignError, warn
 from gradalign.files import writing
 from gradalign.policy.group import Group
-from gradalign.problems.schema import uniform_hash
 from gradalign.processes import ALONE, Processes
-
-Tensors = Sequence[torch.Tensor]
 
 
 class NoGradientError(GradAlignError):
     """No validation problem carries a gradient: there is no direction to follow."""
 
 
+class Signal(NamedTuple):
+    """What the agreement rho of two halves says of the whole set's direction.
+
+    With gradients mu + noise and s = |mu|^2 over the expected squared length of the whole mean's noise, each half has
+    twice that noise, and rho = s / (s + 2). Attributes:
+        reliability: expected agreement with another set of the same size, s / (s + 1) = 2 rho / (1 + rho) (Spearman
+            and Brown, 1910).
+        cosine: expected cosine with the true direction mu, the square root of that.
+        ratio: the signal-to-noise ratio s = 2 rho / (1 - rho); None where the halves are equal.
+    """
+
+    reliability: float
+    cosine: float
+    ratio: float | None
+
+
 @dataclass
 class Direction:
-    """The mean policy gradient of the validation problems.
+    """The mean policy gradient of the validation problems, or what `gradalign.alignment.combined` makes of several.
 
     Attributes:
         unit: v / |v|, one tensor a covered parameter, in the policy's reduction dtype.
@@ -40,6 +54,8 @@ class Direction:
         reliability: cosine between the directions of two disjoint halves of the validation set; None with fewer
             than two problems.
         reliability_se: standard error of that cosine over the second half's problems; None with fewer than four.
+        n_references: problems of which a trusted response's likelihood is followed.
+        parts: name -> share, where the direction is put together from several; ``references`` is that of likelihoods.
     """
 
     unit: list[torch.Tensor]
@@ -49,16 +65,33 @@ class Direction:
     n_invalid: int
     reliability: float | None
     reliability_se: float | None
+    n_references: int = 0
+    parts: dict[str, float] = field(default_factory=dict)
 
-    def facts(self) -> dict[str, float | int | None]:
+    @property
+    def signal(self) -> Signal | None:
+        """What the halves' agreement says of the whole; None where it is not above zero: nothing but noise is seen."""
+        rho = self.reliability
+        if rho is None or rho <= 0:
+            return None
+        rho = min(rho, 1.0)
+        whole = 2 * rho / (1 + rho)
+        return Signal(whole, math.sqrt(whole), 2 * rho / (1 - rho) if rho < 1 else None)
+
+    def facts(self) -> dict[str, Any]:
         """The numbers, for a run's records."""
-        return {
+        signal = self.signal
+        more = {"references": self.n_references, "parts": self.parts} if self.parts else {}
+        return more | {
             "norm": self.norm,
             "problems": self.n_problems,
             "zero_variance": self.n_zero_variance,
             "invalid": self.n_invalid,
             "reliability": self.reliability,
             "reliability_se": self.reliability_se,
+            "whole_reliability": signal and signal.reliability,
+            "expected_cosine": signal and signal.cosine,
+            "signal_to_noise": signal and signal.ratio,
         }
 
     def averaged(self, earlier: Direction, weight: float) -> Direction:
@@ -93,7 +126,19 @@ class Direction:
         """Whether the halves' agreement is not significant (t-test at 2.5 %), or they are too small to tell."""
         if self.reliability is None or self.reliability_se is None:
             return True
-        return self.reliability < _t_quantile(self.n_problems // 2 - 1) * self.reliability_se
+        degrees = max(1, self.n_problems // 2 - max(1, len(self.parts)))
+        return self.reliability < _t_quantile(degrees) * self.reliability_se
+
+
+def warn_of_noise(direction: Direction) -> None:
+    """Warn when a direction is within noise."""
+    if not direction.within_noise:
+        return
+    halves = "cannot be compared" if direction.reliability is None else f"agree by {direction.reliability:.2f} only"
+    warn(
+        f"the validation direction is within noise: its halves {halves} ({direction.n_problems} problems carry a "
+        "gradient); more validation problems, or more rollouts of each, make it reliable"
+    )
 
 
 def require_gradient(groups: Sequence[Group]) -> None:
@@ -113,23 +158,6 @@ def require_gradient(groups: Sequence[Group]) -> None:
         f"validation: none of the {len(groups)} problems carries a gradient: within each, every rollout got the same "
         "reward; take problems that the policy solves sometimes, or more rollouts for each"
     )
-
-
-class AddUp(Protocol):
-    """How an engine adds gradients up."""
-
-    def __call__(
-        self, groups: Sequence[Group], along: Tensors | None, unit: bool, done: Callable[[], None]
-    ) -> tuple[list[torch.Tensor], list[float]]:
-        """The sum of the groups' gradients, and each one's inner product with ``along``.
-
-        Args:
-            groups: each of them ``scored``.
-            along: one tensor a covered parameter; without it the products mean nothing.
-            unit: each gradient is divided by its norm first.
-            done: called after each group.
-        """
-        ...
 
 
 def build_direction(
@@ -159,26 +187,11 @@ def build_direction(
     """
     require_gradient(groups)
     scored = [group for group in groups if group.status == "scored"]
-    scored.sort(key=lambda group: uniform_hash(seed, group.key))
-    halves = scored[: (len(scored) + 1) // 2], scored[(len(scored) + 1) // 2 :]
-    sums: list[list[torch.Tensor]] = []
-    norms: list[float] = []
-    projections: list[float] = []
-    for half in halves:
-        mine, along = processes.mine(half), sums[0] if sums else None
-
-        def share(mine: Sequence[Group] = mine, along: Tensors | None = along) -> list[float]:
-            total, products = add_up(mine, along, unit, done)
-            sums.append(total)
-            if not math.isfinite(inner(total, total)):
-                raise _not_finite(mine, add_up, unit)
-            return products
-
-        products = processes.together(share)
-        processes.add_up(sums[-1])
-        norms.append(inner(sums[-1], sums[-1]) ** 0.5)
-        projections = [product / norms[0] if norms[0] > 0 else 0.0 for product in processes.joined(products)]
-    first, second = sums
+    halves = halved(scored, seed)
+    first, _ = half_sum(halves[0], add_up, None, unit, done, processes)
+    second, products = half_sum(halves[1], add_up, first, unit, done, processes)
+    norms = inner(first, first) ** 0.5, inner(second, second) ** 0.5
+    projections = [product / norms[0] if norms[0] > 0 else 0.0 for product in products]
     reliability = reliability_se = None
     if halves[1]:
         product = norms[0] * norms[1]
@@ -198,57 +211,9 @@ def build_direction(
     return Direction(first, norm, len(scored), silent, invalid, reliability, reliability_se)
 
 
-def one_by_one(gradient: Callable[[Group], list[torch.Tensor]], zeros: Callable[[], list[torch.Tensor]]) -> AddUp:
-    """Adds up what ``gradient`` gives of each group, one tensor a covered parameter, beginning with ``zeros``."""
-
-    def add_up(
-        groups: Sequence[Group], along: Tensors | None, unit: bool, done: Callable[[], None]
-    ) -> tuple[list[torch.Tensor], list[float]]:
-        total, products = zeros(), []
-        for group in groups:
-            own = gradient(group)
-            norm = inner(own, own) ** 0.5 if unit else 1.0
-            scale = 1 / norm if norm > 0 else 0.0
-            for t, g in zip(total, own, strict=True):
-                t.add_(g, alpha=scale)
-            products.append(0.0 if along is None else scale * inner(own, along))
-            done()
-        return total, products
-
-    return add_up
-
-
-def _not_finite(groups: Sequence[Group], add_up: AddUp, unit: bool) -> GradAlignError:
-    """The error that names the first problem whose gradient is not finite."""
-    for group in groups:
-        total, _ = add_up([group], None, unit, lambda: None)
-        if not math.isfinite(inner(total, total)):
-            return GradAlignError(f"validation: problem {group.key!r}: gradient not finite; check the weights")
-    return GradAlignError("validation: the problems' gradients overflow when they are added up; check the weights")
-
-
-def inner(a: Tensors, b: Tensors) -> float:
-    """Inner product of two gradients."""
-    return sum(float(dot(x, y)) for x, y in zip(a, b, strict=True))
-
-
 def _t_quantile(degrees: int) -> float:
     """97.5 % quantile of Student's t, by its expansion around the normal's (Abramowitz and Stegun 26.7.5)."""
     z, n = 1.959964, float(degrees)
     first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
     return z + first / n + second / n**2 + third / n**3
-
-
-SPAN, CHUNK = 2**12, 2**22
-
-
-def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """() inner product of two tensors of one shape: spans of 4,096 products are added in the tensors' own type, the
-    spans' sums in float64; at most four million products are held at a time."""
-    parts = []
-    for x, y in zip(a.reshape(-1).split(CHUNK), b.reshape(-1).split(CHUNK), strict=True):
-        whole = x.numel() // SPAN * SPAN
-        spans = torch.linalg.vecdot(x[:whole].view(-1, SPAN), y[:whole].view(-1, SPAN))
-        parts.append(spans.double().sum() + torch.dot(x[whole:], y[whole:]))
-    return torch.stack(parts).sum()

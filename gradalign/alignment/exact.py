@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from gradalign.alignment.capture import Sink
-from gradalign.alignment.direction import Direction, Tensors, inner
+from gradalign.alignment.direction import Direction
 from gradalign.alignment.passes import Budget, Passes, Weighted, over_batches, weighted
 from gradalign.alignment.record import Floats, Numbers
 from gradalign.alignment.sinks import Reduce, Total
+from gradalign.alignment.sums import Tensors, inner
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
 from gradalign.policy.objective import Objective

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.autograd import forward_ad
 
-from gradalign.alignment.direction import Direction, inner
+from gradalign.alignment.direction import Direction
+from gradalign.alignment.sums import inner
 from gradalign.policy.load import Policy
 
 

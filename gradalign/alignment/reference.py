@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from gradalign.alignment.direction import AddUp, Direction, one_by_one
+from gradalign.alignment.direction import Direction
 from gradalign.alignment.record import Numbers, from_contributions
+from gradalign.alignment.sums import AddUp, one_by_one
 from gradalign.policy.group import Group, Rollout
 from gradalign.policy.load import Policy
 from gradalign.policy.objective import Objective

@@ -17,14 +17,16 @@ from typing import Any, cast
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from gradalign.alignment.direction import Direction, dot
+from gradalign.alignment.direction import Direction
+from gradalign.alignment.sums import dot
 from gradalign.errors import GradAlignError
 from gradalign.files import replacing
 from gradalign.policy.load import Policy
 from gradalign.policy.objective import Objective
 
 NOTES = "gradalign.direction"
-FACTS = [field.name for field in dataclasses.fields(Direction) if field.name != "unit"]
+PARTS = ("n_references", "parts")
+FACTS = [field.name for field in dataclasses.fields(Direction) if field.name not in ("unit", *PARTS)]
 
 
 def save_direction(
@@ -47,6 +49,8 @@ def save_direction(
         "objective": dataclasses.asdict(objective),
         "origin": policy.fingerprint if origin is None else origin,
     }
+    if direction.parts:
+        notes["together"] = {name: getattr(direction, name) for name in PARTS}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in zip(policy.names, direction.unit, strict=True)}
     with replacing(path) as part:
         save_file(tensors, part, metadata={NOTES: json.dumps(notes)})  # one entry: several come in no set order
@@ -68,7 +72,7 @@ def load_direction(path: Path, policy: Policy, objective: Objective) -> Directio
     norm = math.sqrt(sum(float(dot(tensor, tensor)) for tensor in unit))
     if not abs(norm - 1) < 1e-3:
         raise GradAlignError(f"{path}: the direction's length is {norm:g}, not 1: it is damaged; take it again")
-    return Direction(unit=unit, **notes["facts"])
+    return Direction(unit=unit, **notes["facts"], **notes.get("together", {}))
 
 
 def origin_of(path: Path) -> str:
@@ -97,7 +101,8 @@ def _notes(path: Path) -> dict[str, Any]:
         raise GradAlignError(f"{path}: cannot be read as a direction ({error}); name one, or take it again") from error
     try:
         notes = json.loads(text)
-        if _complete(notes["facts"]) and isinstance(notes["objective"], dict) and isinstance(notes["origin"], str):
+        known = isinstance(notes["objective"], dict) and isinstance(notes["origin"], str)
+        if known and _complete(notes["facts"]) and _consistent(notes.get("together")):
             return notes
     except (KeyError, TypeError, ValueError, RecursionError, OverflowError):
         pass
@@ -110,6 +115,16 @@ def _complete(facts: Any) -> bool:
         return False
     known = {name: value for name, value in facts.items() if value is not None or not name.startswith("reliability")}
     return all(isinstance(value, int | float) and math.isfinite(value) for value in known.values())
+
+
+def _consistent(together: Any) -> bool:
+    """Whether they are the parts of a direction that is put together, or None."""
+    if together is None:
+        return True
+    if not isinstance(together, dict) or together.keys() != set(PARTS) or not isinstance(together["parts"], dict):
+        return False
+    values = [together["n_references"], *together["parts"].values()]
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
 
 
 def _same_parameters(path: Path, policy: Policy, theirs: Mapping[str, tuple[int, ...]]) -> None:

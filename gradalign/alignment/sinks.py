@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from gradalign.alignment.direction import Tensors
+from gradalign.alignment.sums import Tensors
 from gradalign.policy.packing import Batch
 
 CACHED = 2**18

@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 from gradalign.alignment.coverage import Coverage, Layers
-from gradalign.alignment.direction import Direction, inner
+from gradalign.alignment.direction import Direction
 from gradalign.alignment.exact import Exact
 from gradalign.alignment.features import Project
 from gradalign.alignment.gram import gram
@@ -37,6 +37,7 @@ from gradalign.alignment.projection import Kept, Projection
 from gradalign.alignment.ranks import spearman
 from gradalign.alignment.record import Floats, Numbers
 from gradalign.alignment.store import FeatureStore, digest
+from gradalign.alignment.sums import inner
 from gradalign.errors import GradAlignError, warn
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy

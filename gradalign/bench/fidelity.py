@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gradalign.alignment.align import Progress, Scorer, silent, warn_of_noise
+from gradalign.alignment.align import Progress, Scorer, silent
+from gradalign.alignment.direction import warn_of_noise
 from gradalign.alignment.record import Numbers
 from gradalign.bench.agreement import agreement
 from gradalign.bench.draws import Draws, Part, Store, cut

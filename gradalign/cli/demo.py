@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from gradalign.alignment.align import warn_of_noise
+from gradalign.alignment.direction import warn_of_noise
 from gradalign.alignment.engines import provides
 from gradalign.alignment.record import unscored
 from gradalign.cli.options import Count, Share

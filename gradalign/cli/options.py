@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from gradalign.alignment.combined import REFERENCE_WEIGHT, parse_targets
 from gradalign.alignment.directional import Difference
 from gradalign.alignment.engines import EngineName
 from gradalign.alignment.sketch import USUAL, Sketching
@@ -71,6 +72,12 @@ class ScoringOptions(Options):
     """Keep the validation direction in a file, not in memory; for policies that fill it."""
     unit: bool = False
     """Divide each validation problem's gradient by its norm before averaging."""
+    targets: tuple[str, ...] = ()
+    """SOURCE=WEIGHT for every source of the validation set: each source's direction counts by its weight, whatever its
+    length; 0 leaves a source out (default: all problems weigh the same)."""
+    reference_weight: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of trusted responses' likelihood in the direction, where there are some; 1 follows them alone (default:
+    0.5)."""
     parameters: tuple[str, ...] = ()
     """Patterns such as *layers.1[0-9].*; score over matching parameters only (default: all trainable ones)."""
 
@@ -88,6 +95,9 @@ class ScoringOptions(Options):
     @model_validator(mode="after")
     def _sketch_alone(self) -> ScoringOptions:
         sketching = self.sketching  # refuses what cannot be
+        weighed = self.weighed  # likewise
+        if weighed and self.reference_weight == 1:
+            raise ValueError("--targets weighs policy gradients, and --reference-weight 1 follows none; leave one out")
         names = ("layers", "projection", "store", "gram")
         given = [name for name in names if getattr(sketching, name) != getattr(USUAL, name)]
         if self.engine != "sketch" and given:
@@ -98,6 +108,16 @@ class ScoringOptions(Options):
     def sketching(self) -> Sketching:
         """What engine sketch does."""
         return Sketching(self.layers, self.projection, self.store, self.gram)
+
+    @property
+    def weighed(self) -> dict[str, float]:
+        """Validation source -> weight."""
+        return parse_targets(self.targets)
+
+    @property
+    def reference_share(self) -> float:
+        """Share of trusted responses in the direction, where there are some."""
+        return REFERENCE_WEIGHT if self.reference_weight is None else self.reference_weight
 
     @property
     def objective(self) -> Objective:

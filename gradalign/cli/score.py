@@ -20,6 +20,7 @@ from gradalign.files import check_writable, write_json
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
 from gradalign.report.console import alignment_tables, progress_bars, show, show_scoring, times
+from gradalign.rollouts.references import read_references
 from gradalign.rollouts.table import Limits, OnBadRow, read_rollouts
 from gradalign.selection import choose
 
@@ -31,6 +32,9 @@ class ScoreOptions(SelectionOptions, ScoringOptions, PolicyOptions):
     """Rollouts of the candidate problems, .parquet or .jsonl: key, prompt_ids, response_ids, reward."""
     validation: Path | None = None
     """Rollouts of the trusted validation set, in the same form; this or --direction."""
+    references: Path | None = None
+    """Trusted responses to validation problems, in the same form (rewards are not looked at): moving along the
+    direction makes them likelier, too."""
     direction: Path | None = None
     """Direction that an earlier run saved, to take instead of the validation set's."""
     save_direction: Path | None = None
@@ -42,12 +46,23 @@ class ScoreOptions(SelectionOptions, ScoringOptions, PolicyOptions):
 
     @model_validator(mode="after")
     def _one_direction(self) -> ScoreOptions:
-        if self.validation is None and self.direction is None:
+        alone = self.references is not None and self.reference_weight == 1
+        if self.reference_weight is not None and self.references is None:
+            raise ValueError("--reference-weight is of --references; give the trusted responses, or leave it out")
+        if alone and self.validation is not None:
+            raise ValueError("--reference-weight 1 follows --references alone; leave --validation out, or lower it")
+        if self.references is not None and self.validation is None and not alone and self.direction is None:
+            raise ValueError(
+                "option --validation is missing: rollouts of the trusted validation set; or follow --references alone, "
+                "by --reference-weight 1"
+            )
+        if self.validation is None and self.direction is None and not alone:
             raise ValueError(
                 "option --validation is missing: rollouts of the trusted validation set; or give --direction, a file "
                 "that an earlier run saved"
             )
-        making = [f"--{n.replace('_', '-')}" for n in ("validation", "save_direction", "unit") if getattr(self, n)]
+        names = ("validation", "references", "targets", "save_direction", "unit")
+        making = [f"--{n.replace('_', '-')}" for n in names if getattr(self, n)]
         if self.direction is not None and making:
             raise ValueError(f"--direction and {making[0]} exclude each other; give one of them")
         return self
@@ -59,7 +74,8 @@ def run(arguments: Sequence[str]) -> None:
     strategy = options.chosen_strategy(options.engine, options.contributions)
     if options.out.suffix != ".parquet":
         raise GradAlignError(f"option --out: {options.out}: the alignment table is Parquet; name it .parquet")
-    read = [path for path in (options.candidates, options.validation, options.direction) if path is not None]
+    given = (options.candidates, options.validation, options.references, options.direction)
+    read = [path for path in given if path is not None]
     distinct("out", options.out, *read)
     config = options.out.with_suffix(".config.json")
     claim(config, "score", options.out)
@@ -72,18 +88,21 @@ def run(arguments: Sequence[str]) -> None:
     limits = Limits.of(policy)
     candidates = read_rollouts(options.candidates, limits, options.on_bad_row)
     validation: list[Group] = []
+    references: list[Group] = []
     direction: Direction | None = None
     if options.validation is not None:
         validation = read_rollouts(options.validation, limits, options.on_bad_row)
+    if options.references is not None:
+        references = read_references(options.references, limits, options.on_bad_row)
     if options.direction is not None:
         direction = load_direction(options.direction, policy, options.objective)
         _warn_if_stale(options.direction, policy)
-    _compare(policy, candidates, validation)
+    _compare(policy, candidates, validation, references)
     with progress_bars() as progress:
         scored = score(
             policy, candidates, validation, options.objective, options.engine, options.batch_tokens,
             options.contributions, options.unit, options.seed, progress, direction, options.difference,
-            options.offload, options.sketching, strategy.needs,
+            options.offload, options.sketching, strategy.needs, references, options.weighed, options.reference_share,
         )  # fmt: skip
     if options.save_direction is not None:
         save_direction(options.save_direction, policy, options.objective, scored.direction)
@@ -129,7 +148,9 @@ def _warn_if_stale(path: Path, policy: Policy) -> None:
         )
 
 
-def _compare(policy: Policy, candidates: Sequence[Group], validation: Sequence[Group]) -> None:
+def _compare(
+    policy: Policy, candidates: Sequence[Group], validation: Sequence[Group], references: Sequence[Group]
+) -> None:
     """Warn of rollouts of another policy, and of validation problems among the candidates."""
     others = {g.policy for g in [*candidates, *validation] if g.policy is not None} - {policy.fingerprint}
     if others:
@@ -138,7 +159,7 @@ def _compare(policy: Policy, candidates: Sequence[Group], validation: Sequence[G
             f"{policy.fingerprint}): scores of stale rollouts are biased; sample again with `gradalign rollout` "
             "(the same weights in another --dtype count as another policy)"
         )
-    held = {group.prompt_ids.tobytes() for group in validation}
+    held = {group.prompt_ids.tobytes() for group in [*validation, *references]}
     shared = [group.key for group in candidates if group.prompt_ids.tobytes() in held]
     if shared:
         warn(

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from gradalign.alignment.align import warn_of_noise
+from pydantic import model_validator
+
+from gradalign.alignment.combined import check_targets
+from gradalign.alignment.direction import warn_of_noise
 from gradalign.alignment.engines import check_difference
 from gradalign.cli.options import (
     Count,
@@ -26,6 +29,7 @@ from gradalign.policy.load import Policy
 from gradalign.problems.read import overlap
 from gradalign.problems.schema import Problem, fingerprint, prompt_text
 from gradalign.report.console import alignment_tables, progress_bars, show, show_scoring, times
+from gradalign.rollouts.references import reference_groups
 from gradalign.rollouts.sampler import PolicySampler, prompts_of
 from gradalign.selection import Strategy, find_budget
 
@@ -44,12 +48,21 @@ class SelectOptions(RewardOptions, SelectionOptions, SamplingOptions, ScoringOpt
     place in the choice is still open, never more than the mean a candidate in all."""
     validation_rollouts: Count | None = None
     """Responses for each validation problem (default: as many as --rollouts)."""
+    reference_field: str | None = None
+    """Field of the validation problems with a trusted response as text (`answer`: the gold answer): moving along the
+    direction makes these likelier, too; with --reference-weight 1 no validation responses are sampled."""
     chunk: Count | None = None
     """Look at this many problems of the pool only, taken by seed (default: all)."""
     allow_overlap: bool = False
     """Leave validation problems out of the pool instead of refusing it."""
     write: tuple[Literal["trl", "verl"], ...] = ("trl",)
     """Forms of the chosen set: trl (chosen.jsonl), verl (chosen.verl.parquet)."""
+
+    @model_validator(mode="after")
+    def _references(self) -> SelectOptions:
+        if self.reference_weight is not None and self.reference_field is None:
+            raise ValueError("--reference-weight is of --reference-field; name the field, or leave it out")
+        return self
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -65,7 +78,7 @@ def run(arguments: Sequence[str]) -> None:
     pool, validation = options.asked(pool), options.asked(validation)
     policy = options.policy(options.parameters)
     chunk = [pool[i] for i in Chunks([p.key for p in pool], options.chunk, options.seed)[0]]
-    check(policy, options, strategy, [*chunk, *validation])
+    check(policy, options, strategy, chunk, validation)
     known = {
         "policy": policy.fingerprint,
         "problems": fingerprint([*pool, *validation]),
@@ -77,6 +90,7 @@ def run(arguments: Sequence[str]) -> None:
         contributions=options.contributions, unit=options.unit, batch_tokens=options.batch_tokens,
         seed=options.seed, difference=options.difference, offload=options.offload, sketching=options.sketching,
         budget=budget,
+        targets=options.weighed, reference_field=options.reference_field, reference_weight=options.reference_share,
     )  # fmt: skip
     counts = options.rollouts, options.validation_rollouts or options.rollouts
     samplers = [
@@ -121,16 +135,27 @@ def _problems(options: SelectOptions) -> tuple[list[Problem], list[Problem]]:
     return pool, validation
 
 
-def check(policy: Policy, options: SelectOptions, strategy: Strategy, problems: Sequence[Problem]) -> None:
+def check(
+    policy: Policy,
+    options: SelectOptions,
+    strategy: Strategy,
+    chunk: Sequence[Problem],
+    validation: Sequence[Problem],
+) -> None:
     """Find out before anything is sampled what would stop the run after it.
 
     Raises:
-        GradAlignError: too few rollouts, a prompt that cannot be asked, weights that the engine cannot take.
+        GradAlignError: too few rollouts, a prompt that cannot be asked, weights that the engine cannot take, targets or
+            trusted responses that do not fit the validation set.
     """
     if not strategy.needs:
         return
-    prompts_of(policy, problems, options.max_new_tokens)
+    prompts_of(policy, chunk, options.max_new_tokens)
+    prompts = prompts_of(policy, validation, options.max_new_tokens)
     if strategy.needs_engine:
+        check_targets(options.weighed, (problem.source for problem in validation))
+        if options.reference_field is not None:
+            reference_groups(policy, validation, prompts, options.reference_field)
         for name in ("rollouts", "validation_rollouts"):
             if getattr(options, name) == 1:
                 raise GradAlignError(

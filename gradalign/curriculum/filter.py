@@ -48,7 +48,13 @@ class BatchFilter(Curriculum):
                 scorer = self.plan.scorer(policy, self.processes)
                 try:
                     direction, trusted = find_direction(
-                        scorer, self.validation, samplers[1], folder, progress, facts["seconds"]
+                        scorer,
+                        self.validation,
+                        samplers[1],
+                        folder,
+                        progress,
+                        facts["seconds"],
+                        self.plan.reference_field,
                     )
                 except NoGradientError as error:
                     if number == 0:
@@ -101,7 +107,12 @@ class BatchFilter(Curriculum):
             scorer = self.plan.scorer(policy, self.processes)
             scorer.step = None if self.state.step is None else Step(*self.state.step)
             scorer.sketched = None if self.state.sketch is None else Sketched(**self.state.sketch)
-            alignments = scorer.measure(groups, self.followed).alignments
+            scored = scorer.measure(groups, self.followed)
+            alignments = scored.alignments
+            if self.state.step is None and scored.step is not None:  # no validation rollouts to choose it on
+                self.state.step = scored.step.length, scored.step.error
+            if self.state.sketch is None and scored.sketched is not None:
+                self.state.sketch = asdict(scored.sketched)
         else:
             alignments = [Alignment.of(group) for group in groups]
         choose(alignments, self.plan.strategy, Size(top=keep), self.plan.seed)

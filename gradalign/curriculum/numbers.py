@@ -42,6 +42,6 @@ def spent(facts: dict[str, Any]) -> dict[str, float]:
     """What choosing cost, and how far the direction is to be trusted, in numbers."""
     numbers = {"rollouts": float(facts["rollouts"]), "seconds": sum(facts["seconds"].values())}
     for name, value in (facts["direction"] or {}).items():
-        if value is not None:
+        if isinstance(value, int | float):
             numbers[f"direction/{name}"] = float(value)
     return numbers

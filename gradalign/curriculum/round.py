@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gradalign.alignment.align import Progress, Scored, Scorer, silent
+from gradalign.alignment.combined import REFERENCE_WEIGHT
 from gradalign.alignment.direction import Direction
 from gradalign.alignment.record import Alignment, unscored
 from gradalign.alignment.sketch import USUAL, Sketching
@@ -22,6 +23,7 @@ from gradalign.problems.schema import Problem
 from gradalign.problems.write import Target, write_chosen
 from gradalign.processes import ALONE, Processes
 from gradalign.rollouts.collect import collect_shared
+from gradalign.rollouts.references import reference_groups
 from gradalign.rollouts.sampler import Sampler
 from gradalign.selection import Budget, Size, Strategy, choose
 from gradalign.selection.budgets.fixed import Fixed
@@ -46,6 +48,9 @@ class RoundPlan:
         offload: the direction is kept in a file.
         sketching: layers, projection and store of engine ``sketch``.
         budget: how many rollouts each candidate gets.
+        targets: validation source -> weight; empty takes all validation problems together.
+        reference_field: of the validation problems, with trusted responses to follow as well.
+        reference_weight: share of these in the direction, in (0, 1]; at 1 no validation rollouts are sampled.
     """
 
     strategy: Strategy
@@ -60,6 +65,9 @@ class RoundPlan:
     offload: bool = False
     sketching: Sketching = USUAL
     budget: Budget = field(default_factory=Fixed)
+    targets: dict[str, float] = field(default_factory=dict)
+    reference_field: str | None = None
+    reference_weight: float = REFERENCE_WEIGHT
 
     @property
     def forward_only(self) -> bool:
@@ -71,6 +79,7 @@ class RoundPlan:
         return Scorer(
             policy, self.objective, self.engine, self.batch_tokens, self.contributions, self.unit, self.seed, processes,
             self.difference, self.offload, sketching=self.sketching, wanted=self.strategy.needs,
+            targets=self.targets, reference_weight=self.reference_weight,
         )  # fmt: skip
 
 
@@ -121,21 +130,29 @@ def find_direction(
     folder: Path,
     progress: Progress,
     seconds: dict[str, float],
+    reference_field: str | None = None,
 ) -> tuple[Direction, list[Group]]:
     """Sample the validation problems into ``folder``/validation.parquet and differentiate them.
+
+    Where trusted responses are all that is followed, nothing is sampled.
 
     Returns:
         The direction, and the validation groups; ``seconds`` gets the times of both stages.
 
     Raises:
-        GradAlignError: no validation problem carries a gradient.
+        GradAlignError: no validation problem carries a gradient; see `reference_groups`.
     """
+    groups: list[Group] = []
+    references: list[Group] = []
+    if reference_field is not None:
+        references = reference_groups(scorer.policy, validation, sampler.prompts(validation), reference_field)
+    if not references or scorer.reference_weight < 1:
+        start = time.perf_counter()
+        tick = progress("validation rollouts", len(validation) * sampler.rollouts)
+        groups = collect_shared(sampler, validation, folder / "validation.parquet", tick, scorer.processes)
+        seconds["validation rollouts"] = time.perf_counter() - start
     start = time.perf_counter()
-    tick = progress("validation rollouts", len(validation) * sampler.rollouts)
-    groups = collect_shared(sampler, validation, folder / "validation.parquet", tick, scorer.processes)
-    seconds["validation rollouts"] = time.perf_counter() - start
-    start = time.perf_counter()
-    direction = scorer.direction(groups, progress)
+    direction = scorer.direction(groups, progress, references)
     seconds["direction"] = time.perf_counter() - start
     return direction, groups
 
@@ -174,7 +191,9 @@ def run_round(
     direction: Direction | None = None
     strategy, scorer = plan.strategy, plan.scorer(policy, processes)
     if strategy.needs_engine:  # the direction first: without one no candidate need be sampled
-        direction, trusted = find_direction(scorer, validation, samplers[1], folder, progress, seconds)
+        direction, trusted = find_direction(
+            scorer, validation, samplers[1], folder, progress, seconds, plan.reference_field
+        )
         direction = average(direction)
     candidates = Candidates(chunk, samplers[0], scorer, direction, folder, progress, seconds)
     raced: Raced | None = None

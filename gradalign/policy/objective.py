@@ -85,3 +85,13 @@ class Objective:
         """(rollouts,) the coefficient A_k w_k / Z of every counted token of rollout k."""
         weights, denominator = self.weights(group)
         return advantages(group.rewards, self.advantage) * weights / denominator
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood(Objective):
+    """The mean log-probability of a group's response tokens, all of them trusted: A = 1 whatever the rewards are."""
+
+    def coefficients(self, group: Group) -> Floats:
+        """(rollouts,) the coefficient w_k / Z of every counted token of rollout k."""
+        weights, denominator = self.weights(group)
+        return weights / denominator

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradalign.alignment.align import Scored
+from gradalign.alignment.direction import Direction
 from gradalign.alignment.record import Alignment
 
 Cell = str | float | int | None
@@ -81,10 +82,14 @@ def show_scoring(scored: Scored) -> None:
     silent = f"{direction.n_zero_variance} more carry no gradient"
     if direction.n_invalid:
         silent += f", {direction.n_invalid} have bad rows"
+    if direction.n_references:
+        silent = f"{direction.n_references} with a trusted response, {silent}"
     show(
         f"validation direction: {direction.n_problems} problems ({silent}), norm {direction.norm:.4g}, "
-        f"agreement of its halves {reliability}"
+        f"agreement of its halves {reliability}{_signal(direction)}"
     )
+    if len(direction.parts) > 1:
+        show(f"it is made of {', '.join(f'{share:.0%} {name}' for name, share in direction.parts.items())}")
     if step is not None:
         show(f"forward-only scores: step {step.length:g}, error against exact dots {step.error:.2%}")
     if sketched is not None:
@@ -93,6 +98,15 @@ def show_scoring(scored: Scored) -> None:
         told = [f"{value:.3f} with {name}" for name, value in agreements.items() if value is not None]
         text = f"; rank correlation of {sketched.checked} cosines {' and '.join(told)}" if told else ""
         show(f"sketch: of {sketched.covered:.1%} of the trainable parameters, {kept}{text}")
+
+
+def _signal(direction: Direction) -> str:
+    """What the agreement of the halves says of the whole direction."""
+    if direction.signal is None:
+        return "" if direction.reliability is None else ": no signal to be seen"
+    _, cosine, ratio = direction.signal
+    told = "" if ratio is None else f", signal to noise {ratio:.3g}"
+    return f": expected cosine with the true direction {cosine:.2f}{told}"
 
 
 def times(seconds: Mapping[str, float]) -> str:

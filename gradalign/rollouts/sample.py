@@ -86,7 +86,7 @@ def sample_batch(
     draws = torch.stack([_stream(key, sampling) for key in keys])  # (problems, steps, rollouts)
     draws = draws.transpose(1, 2).reshape(len(keys) * count, -1).to(device)
     responses = [Response() for _ in range(len(keys) * count)]
-    ends = _end_tokens(policy)
+    ends = end_tokens(policy)
 
     width = max(len(prompt) for prompt in prompts)
     ids = np.zeros((len(prompts), width), np.int64)
@@ -184,7 +184,7 @@ def _stream(key: str, sampling: Sampling) -> torch.Tensor:
     return torch.rand(sampling.max_new_tokens, sampling.rollouts, generator=generator, dtype=torch.float64)
 
 
-def _end_tokens(policy: Policy) -> set[int]:
+def end_tokens(policy: Policy) -> set[int]:
     """Token ids that end a response: the generation configuration's and the tokenizer's."""
     ends: set[int] = set()
     for value in (

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import stats
+from scipy.special import expit, logit
 
 from gradalign.alignment.record import Alignment, Floats
 from gradalign.problems.schema import uniform_hash
@@ -24,13 +25,14 @@ def deviate(corr: Floats, count: Floats) -> Floats:
     """The normal deviate that is as unlikely as Pearson's ``corr`` over ``count`` pairs of independent normal data.
 
     Student's t of a correlation (n - 2 degrees of freedom), put on the normal scale: correlations over few and over
-    many rollouts become comparable. Fewer than three pairs say nothing: 0.
+    many rollouts become comparable. Fewer than three pairs say nothing: 0. Within 38, beyond which tails underflow.
     """
     corr, count = np.asarray(corr, np.float64), np.asarray(count, np.float64)
     freedom = np.maximum(count - 2, 1)
     t = corr * np.sqrt(freedom / np.maximum(1 - corr**2, 1e-12))
-    tail = np.maximum(stats.t.sf(np.abs(t), freedom), 1e-300)  # the small one, so that no precision is lost
-    return np.where(count > 2, np.sign(t) * stats.norm.isf(tail), 0.0)
+    # By the tail that is small, so that no precision is lost.
+    z = np.where(t > 0, -stats.norm.ppf(stats.t.sf(t, freedom)), stats.norm.ppf(stats.t.cdf(t, freedom)))
+    return np.where(count > 2, np.clip(z, -38, 38), 0.0)
 
 
 def predictor(alignment: Alignment, agreement: float = 0.0) -> Floats | None:
@@ -122,15 +124,17 @@ def probability_sound(deviates: Floats) -> Floats:
     """(problems,) posterior probability that a problem's reward is not independent of its responses.
 
     Two groups (Efron, 2008): deviates of unsound problems are N(0, 1), those of sound ones N(m, s) with m > 0 and s >=
-    1; their shares, m and s are fitted by expectation maximisation to the problems at hand.
+    1; their shares, m and s are fitted by expectation maximisation to the problems at hand. The wider density is the
+    larger one far below zero too, where rewards go against the movements: that is no evidence for them, and counts as
+    what is least likely to be sound.
     """
     share, mean, spread = 0.5, 1.5, 1.0
     posterior = np.full(len(deviates), share)
     if not len(deviates):
         return posterior
     for _ in range(200):
-        odds = np.log(share / (1 - share)) - np.log(spread) + (deviates**2 - ((deviates - mean) / spread) ** 2) / 2
-        posterior = special.expit(odds)
+        at = deviates if spread == 1 else np.maximum(deviates, -mean / (spread**2 - 1))
+        posterior = expit(logit(share) + stats.norm.logpdf(at, mean, spread) - stats.norm.logpdf(at))
         weight = max(float(posterior.sum()), 1e-9)
         share = min(0.98, max(0.02, float(posterior.mean())))
         mean = max(0.3, float((posterior * deviates).sum()) / weight)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -89,7 +90,9 @@ def parse(text: str, registry: Mapping[str, type[P]], kind: str) -> P:
             head, keywords, others = node.func, node.keywords, node.args
         if not isinstance(head, ast.Name) or others:
             raise ValueError
-        values = {name: _value(keyword.value) for keyword in keywords for name in [keyword.arg or ""]}
+        values = {keyword.arg or "": _value(keyword.value) for keyword in keywords}
+        if len(values) < len(keywords):
+            raise ValueError("a parameter is named twice")
     except (SyntaxError, ValueError) as error:
         raise GradAlignError(f"{kind} {text!r}: write name or name(parameter=value, ...)") from error
     if head.id not in registry:
@@ -101,7 +104,12 @@ def parse(text: str, registry: Mapping[str, type[P]], kind: str) -> P:
             hint = nearest(name, fields) if fields else "; it has no parameters"
             raise GradAlignError(f"{kind} {head.id!r}: unknown parameter {name!r}{hint}")
     try:
-        return TypeAdapter(made).validate_python(values)
+        part = TypeAdapter(made).validate_python(values)
+        for name in values:
+            own = getattr(part, name)
+            if isinstance(own, float) and not math.isfinite(own):
+                raise GradAlignError(f"{kind} {head.id!r}: {name}: is {own}; write a finite number")
+        return part
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else ""

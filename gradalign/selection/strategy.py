@@ -108,7 +108,8 @@ def choose(alignments: Sequence[Alignment], strategy: Strategy, size: Size, seed
     ordered = sorted(alignments, key=place)
     least = float("-inf") if size.threshold is None else size.threshold
     eligible = [a for a in ordered if a.gate is None and a.score is not None and a.score >= least]
-    picked = [eligible[i] for i in strategy.pick.picks(eligible, size.of(len(alignments)), seed)] if eligible else []
+    count = len(eligible) if size.threshold is not None else size.of(len(alignments))
+    picked = [eligible[i] for i in strategy.pick.picks(eligible, count, seed)] if eligible else []
     chosen = {id(a) for a in picked}
     for rank, alignment in enumerate([*picked, *(a for a in ordered if id(a) not in chosen)], 1):
         alignment.rank = rank

@@ -20,6 +20,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Limits:
     """Limits that a pick keeps to; the picks inherit them.
 
+    Shares are of the places asked for, rounded down (of ``explore``, to the nearest number).
+
     Attributes:
         caps: source -> largest share of the choice that it may have; ``"*"`` stands for every source not named.
         floors: source -> least share of the choice that it gets, as long as it has problems that may be chosen.
@@ -44,10 +46,10 @@ class Limits:
     def picks(self, alignments: Sequence[Alignment], count: int, seed: int) -> list[int]:
         """See `gradalign.selection.parts.Pick`."""
         drawn = round(self.explore * count)
-        chosen = self._within(self.order(alignments, count, seed), alignments, count - drawn, [])
+        chosen = self._within(self.order(alignments, count, seed), alignments, count, drawn, [])
         if drawn:
             draws = sorted(range(len(alignments)), key=lambda i: uniform_hash("explore", seed, alignments[i].key))
-            chosen = self._within(draws, alignments, count, chosen)
+            chosen = self._within(draws, alignments, count, 0, chosen)
         return chosen
 
     def order(self, alignments: Sequence[Alignment], count: int, seed: int) -> Iterable[int]:
@@ -55,25 +57,29 @@ class Limits:
         raise NotImplementedError
 
     def _within(
-        self, order: Iterable[int], alignments: Sequence[Alignment], count: int, chosen: list[int]
+        self, order: Iterable[int], alignments: Sequence[Alignment], count: int, free: int, chosen: list[int]
     ) -> list[int]:
-        """``chosen`` filled up to ``count`` from ``order``: places of floors first, then whatever no cap refuses."""
+        """``chosen`` filled up from ``order`` but for ``free`` of ``count`` places; limits are shares of them all.
+
+        Places of floors come first, then whatever no cap refuses.
+        """
         wanted = list(order)
         held = Counter(alignments[i].source for i in chosen)
         taken = set(chosen)
         for floors in (True, False):
             for index in wanted:
                 source = alignments[index].source
-                if len(taken) >= count or index in taken:
+                if len(taken) >= count - free or index in taken:
                     continue
                 limit = self._floor(source, count) if floors else self._cap(source, count)
                 if held[source] < limit:
                     taken.add(index)
                     held[source] += 1
-        return chosen + [index for index in wanted if index in taken and index not in chosen]
+        taken.difference_update(chosen)
+        return chosen + [index for index in wanted if index in taken]
 
     def _floor(self, source: str, count: int) -> int:
         return int(self.floors.get(source, 0.0) * count + 1e-9)
 
-    def _cap(self, source: str, count: int) -> float:
+    def _cap(self, source: str, count: int) -> int:
         return int(self.caps.get(source, self.caps.get("*", 1.0)) * count + 1e-9)

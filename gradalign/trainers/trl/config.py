@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from trl.trainer.grpo_config import GRPOConfig
 
+from gradalign.alignment.combined import REFERENCE_WEIGHT, parse_targets
 from gradalign.alignment.directional import Difference
 from gradalign.alignment.engines import ENGINES
 from gradalign.alignment.sketch import USUAL, Sketching
@@ -96,6 +97,19 @@ class GradAlignConfig(GRPOConfig):
     )
     contributions: bool = _help("With exact: a further forward-only pass gives standard errors, t and corr.", False)
     unit: bool = _help("Divide each validation problem's gradient by its norm before averaging.", False)
+    targets: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "SOURCE=WEIGHT for every source of the validation set: each source's direction counts by its "
+            "weight, whatever its length; 0 leaves a source out (default: all problems weigh the same)."
+        },
+    )
+    reference_field: str | None = _help(
+        "Column of the validation set with trusted responses as text: moving along the direction makes them likelier."
+    )
+    reference_weight: float | None = _help(
+        "Share of these in the direction, in (0, 1]; at 1 no validation responses are sampled (default: 0.5)."
+    )
     direction_average: float = _help(
         "Weight of the earlier rounds' direction in the one that is followed, in [0, 1).", 0.0
     )
@@ -151,7 +165,7 @@ class GradAlignConfig(GRPOConfig):
         if self.difference is not None and self.difference not in get_args(Difference):
             raise ValueError(f"difference: unknown {self.difference!r}{nearest(self.difference, get_args(Difference))}")
         try:
-            self.sketching  # noqa: B018
+            self.sketching, self.weighed  # noqa: B018
         except GradAlignError as error:
             raise ValueError(str(error)) from error
         if self.fraction is not None and not 0 < self.fraction <= 1:
@@ -164,6 +178,12 @@ class GradAlignConfig(GRPOConfig):
 
     def _check_together(self) -> None:
         """Rules over several fields."""
+        if self.reference_weight is not None and not 0 < self.reference_weight <= 1:
+            raise ValueError(f"reference_weight is {self.reference_weight}; it must be in (0, 1]")
+        if self.reference_weight is not None and self.reference_field is None:
+            raise ValueError("reference_weight is of reference_field; name the field, or leave it out")
+        if self.reference_weight == 1 and self.targets:
+            raise ValueError("targets weighs policy gradients, and reference_weight 1 follows none; leave one out")
         given = [name for name in ("top", "fraction", "threshold") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{given[0]} and {given[1]} exclude each other; give one of them")
@@ -272,9 +292,19 @@ class GradAlignConfig(GRPOConfig):
         return size if size.given else Size(top=self.round_prompts)
 
     @property
+    def reference_share(self) -> float:
+        """Share of trusted responses in the direction, where there are some."""
+        return REFERENCE_WEIGHT if self.reference_weight is None else self.reference_weight
+
+    @property
     def sketching(self) -> Sketching:
         """What engine sketch does."""
         return Sketching(self.layers, self.projection)
+
+    @property
+    def weighed(self) -> dict[str, float]:
+        """Validation source -> weight."""
+        return parse_targets(self.targets or ())
 
     @property
     def objective(self) -> Objective:

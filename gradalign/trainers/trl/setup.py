@@ -10,6 +10,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from gradalign.alignment.combined import check_targets
 from gradalign.curriculum.curriculum import Curriculum
 from gradalign.curriculum.filter import BatchFilter
 from gradalign.curriculum.round import RoundPlan
@@ -59,6 +60,8 @@ def find_validation(args: GradAlignConfig, pool: Problems, dataset: Dataset | No
             )
         return None
     validation = Problems(dataset, "validation_dataset")
+    if args.composed.needs_engine:
+        check_targets(args.weighed, (problem.source for problem in validation))
     validation.require_disjoint(pool.dataset, "train_dataset", "validation_dataset")
     tests = test.values() if isinstance(test, dict) else [] if test is None else [test]
     for other in tests:
@@ -96,7 +99,8 @@ def make_curriculum(
         size = Size(top=max(args.round_prompts, len(pool) // 8))
     plan = RoundPlan(
         strategy, size, args.objective, engine, args.contributions, args.unit, args.batch_tokens, args.seed,
-        args.difference, args.offload, args.sketching, args.raced,
+        args.difference, args.offload, args.sketching, args.raced, args.weighed, args.reference_field,
+        args.reference_share,
     )  # fmt: skip
     identity = run | {
         "mode": args.mode, "steps_per_round": args.steps_per_round, "candidates": args.candidates, "engine": engine,
@@ -104,6 +108,8 @@ def make_curriculum(
     }  # fmt: skip
     if plan.budget.staged:
         identity |= {"budget": args.budget, "rollouts": args.most}
+    if args.targets or args.reference_field:
+        identity["followed"] = [args.weighed, args.reference_field, args.reference_share]
     kind = BatchFilter if args.mode == "batch" else Curriculum
     return kind(
         pool, pool.keys, validation or [], plan, args.candidates, Path(args.output_dir or "."),

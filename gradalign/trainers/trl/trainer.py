@@ -27,6 +27,7 @@ from gradalign.errors import GradAlignError, warn
 from gradalign.policy.group import Group, Rollout
 from gradalign.policy.load import Policy
 from gradalign.problems.schema import uniform_hash
+from gradalign.rollouts.references import reference_groups
 from gradalign.trainers.trl.callbacks import FiniteGradients, Rounds, record
 from gradalign.trainers.trl.checkpoints import restore
 from gradalign.trainers.trl.config import GradAlignConfig
@@ -105,7 +106,9 @@ class GradAlignTrainer(GRPOTrainer):
             if self.curriculum.plan.strategy.needs:  # too long prompts are found before anything is done
                 candidates, trusted = self._samplers(policy, 0)
                 candidates.prompts(self.pool)
-                trusted.prompts(self.validation or [])
+                asked = trusted.prompts(self.validation or [])
+                if self.curriculum.plan.strategy.needs_engine and args.reference_field is not None:
+                    reference_groups(policy, self.validation or [], asked, args.reference_field)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *others: Any, **named: Any) -> Any:
         """As in TRL; ``resume_from_checkpoint=True`` takes the last complete checkpoint.
