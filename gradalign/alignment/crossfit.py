@@ -38,8 +38,8 @@ def crossfit(
     if len(scored) < 2:
         raise GradAlignError(
             f"validation: {len(scored)} of the {len(validation)} problems carry a gradient; at least two are needed, "
-            "so that each can be aligned with a direction computed without it: take more problems that the policy solves "
-            "sometimes, or more rollouts of each"
+            "so that each can be aligned with a direction computed without it: take more problems that the policy "
+            "solves sometimes, or more rollouts of each"
         )
     scored.sort(key=lambda group: uniform_hash("fold", scorer.seed, group.key))
     count = min(folds, len(scored))

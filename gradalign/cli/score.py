@@ -78,7 +78,7 @@ def run(arguments: Sequence[str]) -> None:
     if options.direction is not None:
         direction = load_direction(options.direction, policy, options.objective)
         _warn_if_stale(options.direction, policy)
-    _compare(policy, candidates, validation)
+    compare(policy, candidates, validation)
     with progress_bars() as progress:
         scored = score(
             policy, candidates, validation, options.objective, options.engine, options.batch_tokens,
@@ -129,7 +129,7 @@ def _warn_if_stale(path: Path, policy: Policy) -> None:
         )
 
 
-def _compare(policy: Policy, candidates: Sequence[Group], validation: Sequence[Group]) -> None:
+def compare(policy: Policy, candidates: Sequence[Group], validation: Sequence[Group]) -> None:
     """Warn of rollouts of another policy, and of validation problems among the candidates."""
     others = {g.policy for g in [*candidates, *validation] if g.policy is not None} - {policy.fingerprint}
     if others:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from scipy.stats import false_discovery_control
@@ -27,7 +27,7 @@ from scipy.stats import false_discovery_control
 from gradalign.alignment.record import Alignment, Evidence, Floats
 from gradalign.errors import GradAlignError
 from gradalign.problems.schema import uniform_hash
-from gradalign.selection.soundness import Spoil, contradictions, cut, dealt, signs, swapped, weigh
+from gradalign.selection.soundness import Regression, Spoil, contradictions, cut, dealt, examples, signs, swapped
 
 Verdict = Literal["reversed", "uninformative", "ok", "untestable"]
 LISTS: dict[str, Spoil] = {"reversed": swapped, "uninformative": dealt}
@@ -71,9 +71,15 @@ class Audit:
     likelihood: bool
 
     @property
+    def counts(self) -> dict[Verdict, int]:
+        """Problems by verdict."""
+        found = [finding.verdict for finding in self.findings]
+        return {verdict: found.count(verdict) for verdict in get_args(Verdict)}
+
+    @property
     def tested(self) -> int:
         """Candidates whose rewards vary."""
-        return sum(finding.verdict != "untestable" for finding in self.findings)
+        return len(self.findings) - self.counts["untestable"]
 
     @property
     def smallest_p(self) -> float:
@@ -153,12 +159,17 @@ def _p_values(
     candidates: Sequence[Evidence], folds: Sequence[Sequence[Evidence]], spoil: Spoil, random: np.random.Generator
 ) -> Floats:
     """(candidates,) conformal p-values; large log-odds are small p-values."""
+    made = [[examples(evidence, spoil, random) for evidence in fold] for fold in folds]
     known: list[float] = []
-    for fold in folds:
-        others = [evidence for other in folds if other is not fold for evidence in other]
-        known += weigh(others, spoil, random).odds(np.stack([signs(evidence) for evidence in fold])).tolist()
-    everything = weigh([evidence for fold in folds for evidence in fold], spoil, random)
+    for fold in made:
+        others = [example for other in made if other is not fold for example in other]
+        known += _weighed(others).odds(np.stack([own for own, _ in fold])).tolist()
+    everything = _weighed([example for fold in made for example in fold])
     return conformal(np.array(known), everything.odds(np.stack([signs(evidence) for evidence in candidates])))
+
+
+def _weighed(made: Sequence[tuple[Floats, Floats]]) -> Regression:
+    return Regression(np.stack([own for own, _ in made]), np.concatenate([copies for _, copies in made]))
 
 
 def conformal(known: Floats, values: Floats) -> Floats:

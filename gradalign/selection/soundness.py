@@ -8,7 +8,7 @@ is asked elsewhere, of problems that had no part in the weighing (`gradalign.sel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,8 +120,6 @@ class Regression:
         return self.weighed[0] + (rows - self.mean) / self.scale @ self.weighed[1:]
 
 
-def weigh(sound: Sequence[Evidence], spoil: Spoil, random: np.random.Generator) -> Regression:
-    """The regression between sound problems and copies of them that ``spoil`` makes."""
-    own = np.stack([signs(evidence) for evidence in sound])
-    copies = [signs(evidence, rewards) for evidence in sound for rewards in spoil(evidence.rewards, random)]
-    return Regression(own, np.stack(copies))
+def examples(sound: Evidence, spoil: Spoil, random: np.random.Generator) -> tuple[Floats, Floats]:
+    """(columns,) `signs` of a sound problem, and (copies, columns) of the copies of it that ``spoil`` makes."""
+    return signs(sound), np.stack([signs(sound, rewards) for rewards in spoil(sound.rewards, random)])
