@@ -19,7 +19,7 @@ COLUMNS = (
     "se", "t", "corr", "n_rollouts", "contradictions", "problem", "answer", "rewarded", "unrewarded",
 )  # fmt: skip
 """Columns of the CSV; numbers that are not known are empty."""
-MARK = '<meta name="generator" content="gradalign audit">'
+MARK = "<!-- gradalign audit -->"
 Cell = str | float | int | None
 
 

@@ -39,8 +39,8 @@ class Finding:
     """What is found of one problem.
 
     Attributes:
-        verdict: ``untestable`` where rewards do not vary. A problem on both lists goes by its smaller p-value; where
-            those are equal, it is ``uninformative`` if equal responses were paid differently, else ``reversed``.
+        verdict: ``untestable`` where rewards do not vary. A problem on both lists is what it looks more like, by the
+            regression between the two kinds of spoilt copies.
         p: p-value by list; None where untestable.
         q: smallest false-discovery rate at which the list holds the problem, by list.
         contradictions: distinct responses that were paid differently at different times.
@@ -122,6 +122,7 @@ def audit(candidates: Sequence[Alignment], folds: Sequence[Sequence[Alignment]],
     likelihood = all(evidence.logprobs is not None for evidence in [*varied, *known])
     shortest = min(len(evidence.rewards) for evidence in known)
     p: dict[str, list[float | None]] = {name: [None] * len(candidates) for name in LISTS}
+    likelier: dict[int, bool] = {}  # whether a problem looks more like reversed than like dealt
     compared = 0
     for count in sorted({min(shortest, len(evidence.rewards)) for evidence in varied}):
         indices = [
@@ -138,16 +139,23 @@ def audit(candidates: Sequence[Alignment], folds: Sequence[Sequence[Alignment]],
             )
         if cuts:
             compared = sum(map(len, sound))
+            rows = np.stack([signs(evidence) for evidence in cuts.values()])
+            copies = []
             for name, spoil in LISTS.items():
                 random = np.random.default_rng(int(uniform_hash(name, seed, count) * 2**53))
-                for index, value in zip(cuts, _p_values(list(cuts.values()), sound, spoil, random), strict=True):
+                made = [[examples(evidence, spoil, random) for evidence in fold] for fold in sound]
+                copies.append(np.concatenate([spoilt for fold in made for _, spoilt in fold]))
+                for index, value in zip(cuts, _p_values(rows, made), strict=True):
                     p[name][index] = float(value)
+            against, without = copies
+            likelier |= dict(zip(cuts, (Regression(without, against).odds(rows) > 0).tolist(), strict=True))
     q = {name: _q_values(values) for name, values in p.items()}
     findings = []
     for i, alignment in enumerate(candidates):
-        count = 0 if alignment.evidence is None else contradictions(alignment.evidence)
         own_p, own_q = {name: p[name][i] for name in LISTS}, {name: q[name][i] for name in LISTS}
-        findings.append(Finding(_verdict(own_p, own_q, fdr, count), own_p, own_q, count))
+        on = [name for name, value in own_q.items() if value is not None and value <= fdr]
+        count = 0 if alignment.evidence is None else contradictions(alignment.evidence)
+        findings.append(Finding(_verdict(on, likelier.get(i)), own_p, own_q, count))
     return Audit(findings, fdr, compared, shortest, likelihood)
 
 
@@ -155,20 +163,22 @@ def _cut(alignment: Alignment, count: int, likelihood: bool) -> Evidence | None:
     return None if alignment.evidence is None else cut(alignment.evidence, count, likelihood)
 
 
-def _p_values(
-    candidates: Sequence[Evidence], folds: Sequence[Sequence[Evidence]], spoil: Spoil, random: np.random.Generator
-) -> Floats:
-    """(candidates,) conformal p-values; large log-odds are small p-values."""
-    made = [[examples(evidence, spoil, random) for evidence in fold] for fold in folds]
+Example = tuple[Floats, Floats]
+"""What `examples` gives of a sound problem."""
+
+
+def _p_values(rows: Floats, made: Sequence[Sequence[Example]]) -> Floats:
+    """(candidates,) conformal p-values from the candidates' signs and each fold's examples; large log-odds are small
+    p-values."""
     known: list[float] = []
     for fold in made:
         others = [example for other in made if other is not fold for example in other]
         known += _weighed(others).odds(np.stack([own for own, _ in fold])).tolist()
     everything = _weighed([example for fold in made for example in fold])
-    return conformal(np.array(known), everything.odds(np.stack([signs(evidence) for evidence in candidates])))
+    return conformal(np.array(known), everything.odds(rows))
 
 
-def _weighed(made: Sequence[tuple[Floats, Floats]]) -> Regression:
+def _weighed(made: Sequence[Example]) -> Regression:
     return Regression(np.stack([own for own, _ in made]), np.concatenate([copies for _, copies in made]))
 
 
@@ -184,13 +194,10 @@ def _q_values(p: Sequence[float | None]) -> list[float | None]:
     return [None if value is None else next(adjusted) for value in p]
 
 
-def _verdict(p: dict[str, float | None], q: dict[str, float | None], fdr: float, contradicted: int) -> Verdict:
-    first, second = p["reversed"], p["uninformative"]
-    if first is None or second is None:
+def _verdict(on: Sequence[str], likelier_reversed: bool | None) -> Verdict:
+    """Of a problem on the lists ``on``."""
+    if likelier_reversed is None:
         return "untestable"
-    against, without = ((value is not None and value <= fdr) for value in (q["reversed"], q["uninformative"]))
-    if against and without:
-        against = first < second or (first == second and contradicted == 0)
-    if against:
-        return "reversed"
-    return "uninformative" if without else "ok"
+    if len(on) == len(LISTS):
+        return "reversed" if likelier_reversed else "uninformative"
+    return "reversed" if "reversed" in on else "uninformative" if on else "ok"
