@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from gradalign.policy.group import Status
 from gradalign.selection import STRATEGIES, Size, choose, find_strategy
 
 
-def row(key: str, status: Status = "scored", rate: float | None = 0.5, **numbers: float) -> Alignment:
+def row(key: str, status: Status = "scored", rate: float | None = 0.5, **numbers: Any) -> Alignment:
     scored = Numbers(**numbers) if status == "scored" else Numbers()
     return Alignment(key, "", status, rate, 8, 80, scored)
 
