@@ -29,7 +29,14 @@ def torchrun(options: dict[str, Any], module: str = "tests.trl_run") -> subproce
 @pytest.mark.parametrize(
     "options",
     [
-        {"steps_per_round": 1, "chunk": 13, "strategy": "tscore", "contributions": True, "direction_average": 0.5},
+        {
+            "steps_per_round": 1,
+            "chunk": 13,
+            "strategy": "tscore",
+            "contributions": True,
+            "direction_average": 0.5,
+            "budget": "racing(screen=4, mean=6)",
+        },
         {"mode": "batch", "steps_per_round": 2},
     ],
     ids=["round", "batch"],

@@ -1,4 +1,5 @@
-"""``gradalign bench speed | fidelity | audit``: how fast engines are, and how far numbers can be trusted."""
+"""``gradalign bench speed | fidelity | noise | audit``: how fast engines are, how far their numbers can be trusted,
+which strategy sees through rewards gone wrong, and whether the audit keeps its promise."""
 
 from __future__ import annotations
 
@@ -17,6 +18,9 @@ from gradalign.bench.fidelity import FidelityPlan, measure_fidelity
 from gradalign.bench.fidelity_arms import ARMS as FIDELITY_ARMS
 from gradalign.bench.fidelity_table import finish_fidelity
 from gradalign.bench.machine import machine
+from gradalign.bench.noise import NoisePlan, measure_noise
+from gradalign.bench.noise_data import Setting
+from gradalign.bench.noise_table import finish_noise
 from gradalign.bench.results import Results
 from gradalign.bench.speed import SpeedPlan, measure_speed
 from gradalign.bench.speed_arms import ARMS as SPEED_ARMS
@@ -168,6 +172,55 @@ def fidelity(arguments: Sequence[str]) -> None:
     _tell(results)
 
 
+class NoiseOptions(Options):
+    """Choose among embedded problems, half of them with rewards gone wrong, by every strategy and number of rollouts;
+    an interrupted run goes on where it stopped."""
+
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = tuple(range(12))
+    """Seeds of problems, rollouts and corruptions."""
+    problems: Count = 512
+    """Candidates, half of them corrupted."""
+    choose: Count = 128
+    """Problems in a choice."""
+    validation_problems: Count = 64
+    """Trusted problems."""
+    validation_rollouts: Annotated[int, Field(ge=2)] = 32
+    """Responses for each of them."""
+    rollouts: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (8, 16, 32, 64)
+    """Responses for each candidate that a strategy sees."""
+    truth: Annotated[int, Field(ge=4)] = 512
+    """Responses for each candidate that the oracle sees."""
+    threads: Count | None = None
+    """Threads on the CPU (default: torch's own choice)."""
+    out: Path = Path("noise.json")
+    """Results to write (.json); tables in Markdown land beside it, and a folder of the seeds' numbers (.data)."""
+
+    @model_validator(mode="after")
+    def _enough(self) -> NoiseOptions:
+        if max(self.rollouts) > self.truth:
+            raise ValueError(f"--rollouts {max(self.rollouts)} is more than --truth, the oracle's; raise that")
+        if self.choose > self.problems:
+            raise ValueError(f"--choose {self.choose} is more than --problems; lower it")
+        return self
+
+
+def noise(arguments: Sequence[str]) -> None:
+    """Run ``gradalign bench noise``."""
+    options = parse(NoiseOptions, "bench noise", arguments)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    policy = load_policy("embedded", device="cpu")
+    facts = resolved("bench noise", options, machine=machine(policy.device), policy=policy.fingerprint)
+    results = Results(options.out, facts, finish_noise)
+    o = options
+    setting = Setting(
+        o.problems, o.validation_problems, o.validation_rollouts, rollouts=tuple(sorted(set(o.rollouts))), truth=o.truth
+    )
+    with progress_bars() as progress:
+        measure_noise(policy, NoisePlan(o.seeds, o.choose, setting), results, o.out.with_suffix(".data"), progress)
+    _tell(results)
+
+
 def audit(arguments: Sequence[str]) -> None:
     """Run ``gradalign bench audit``."""
     options = parse(AuditBenchOptions, "bench audit", arguments)
@@ -208,6 +261,7 @@ def _sampled(policy: Policy, options: FidelityOptions, progress: Progress) -> tu
 BENCHMARKS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "speed": ("engines side by side: time, memory, share of the machine's own rate", speed),
     "fidelity": ("few rollouts and other engines against exact with many rollouts", fidelity),
+    "noise": ("which strategy sees through rewards gone wrong, with how few rollouts", noise),
     "audit": ("spoilt rewards: what share of the audit's lists is sound, what share of the spoilt they hold", audit),
 }
 """Second word -> one line of help, and what runs it."""

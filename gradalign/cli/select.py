@@ -27,7 +27,7 @@ from gradalign.problems.read import overlap
 from gradalign.problems.schema import Problem, fingerprint, prompt_text
 from gradalign.report.console import alignment_tables, progress_bars, show, show_scoring, times
 from gradalign.rollouts.sampler import PolicySampler, prompts_of
-from gradalign.selection import Strategy
+from gradalign.selection import Strategy, find_budget
 
 
 class SelectOptions(RewardOptions, SelectionOptions, SamplingOptions, ScoringOptions, ProblemOptions, PolicyOptions):
@@ -39,6 +39,9 @@ class SelectOptions(RewardOptions, SelectionOptions, SamplingOptions, ScoringOpt
     """The small trusted set, in the same forms; never trained on."""
     out: Path
     """Run folder to write; the same command goes on in it where it was interrupted."""
+    budget: str = "fixed"
+    """fixed: --rollouts for every candidate; "racing(screen=8, mean=12)": few for all, then up to --rollouts where the
+    place in the choice is still open, never more than the mean a candidate in all."""
     validation_rollouts: Count | None = None
     """Responses for each validation problem (default: as many as --rollouts)."""
     chunk: Count | None = None
@@ -55,6 +58,7 @@ def run(arguments: Sequence[str]) -> None:
     strategy = options.chosen_strategy(options.engine, options.contributions)
     if not options.size.given:
         raise GradAlignError("nothing says how many to choose; give --top, --fraction or --threshold")
+    budget = find_budget(options.budget, options.rollouts, strategy)
     rewards = options.rewards()
     pool, validation = _problems(options)
     texts = {problem.key: prompt_text(problem.prompt) for problem in pool}
@@ -72,6 +76,7 @@ def run(arguments: Sequence[str]) -> None:
         strategy=strategy, size=options.size, objective=options.objective, engine=options.engine,
         contributions=options.contributions, unit=options.unit, batch_tokens=options.batch_tokens,
         seed=options.seed, difference=options.difference, offload=options.offload, sketching=options.sketching,
+        budget=budget,
     )  # fmt: skip
     counts = options.rollouts, options.validation_rollouts or options.rollouts
     samplers = [
@@ -85,6 +90,9 @@ def run(arguments: Sequence[str]) -> None:
     if result.scored is not None:
         warn_of_noise(result.scored.direction)
         show_scoring(result.scored)
+    if result.raced is not None:
+        reached = [f"{number:,} candidates with {count}" for count, number in result.raced.reached.items()]
+        show(f"budget {options.budget}: {', '.join(reached)} rollouts")
     show(f"strategy {strategy.name}: {result.rollouts:,} rollouts; {times(result.seconds) or 'nothing to sample'}")
     for made in alignment_tables(result.alignments, texts):
         show(made)

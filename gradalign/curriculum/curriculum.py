@@ -30,6 +30,9 @@ from gradalign.policy.load import Policy
 from gradalign.problems.schema import Problem, fingerprint, uniform_hash
 from gradalign.processes import ALONE, Processes
 from gradalign.rollouts.sampler import Sampler
+from gradalign.selection import BUDGETS
+from gradalign.selection.budgets.prior import seen, together
+from gradalign.selection.parts import spec
 
 
 class Curriculum:
@@ -155,6 +158,8 @@ class Curriculum:
             self.ended = why
             return {}
         self.note(number, chosen, facts)
+        if self.plan.budget.staged:
+            self.state.rates[number:] = [seen(alignments)]
         return {
             **summary(alignments, set(chosen), set(before)),
             **spent(facts),
@@ -205,6 +210,7 @@ class Curriculum:
             result = run_round(
                 policy, chunk, self.validation, samplers, self.plan, folder, progress, self.processes,
                 lambda direction: self.follow(direction, policy, folder) if self.average else direction,
+                together(self.state.rates[:number]),
             )  # fmt: skip
             found = result.alignments, result.metrics(), result.groups
         alignments, facts, groups = found
@@ -232,7 +238,9 @@ class Curriculum:
                 "objective": dataclasses.asdict(self.plan.objective),
                 "sketching": [self.plan.sketching.layers, self.plan.sketching.projection],
                 "average": self.average,
+                "budget": spec(self.plan.budget, BUDGETS),
             },
+            **({"rates": together(self.state.rates[:number])} if self.plan.budget.staged else {}),
         }
 
     def follow(self, direction: Direction, policy: Policy, folder: Path) -> Direction:

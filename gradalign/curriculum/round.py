@@ -13,6 +13,7 @@ from gradalign.alignment.direction import Direction
 from gradalign.alignment.record import Alignment, unscored
 from gradalign.alignment.sketch import USUAL, Sketching
 from gradalign.alignment.table import write_alignments
+from gradalign.curriculum.stages import Candidates, Remembered
 from gradalign.files import write_json
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
@@ -22,7 +23,10 @@ from gradalign.problems.write import Target, write_chosen
 from gradalign.processes import ALONE, Processes
 from gradalign.rollouts.collect import collect_shared
 from gradalign.rollouts.sampler import Sampler
-from gradalign.selection import Size, Strategy, choose
+from gradalign.selection import Budget, Size, Strategy, choose
+from gradalign.selection.budgets.fixed import Fixed
+from gradalign.selection.budgets.prior import Prior
+from gradalign.selection.budgets.race import Raced, race
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class RoundPlan:
         difference: how forward-only scores differentiate; see `gradalign.alignment.directional`.
         offload: the direction is kept in a file.
         sketching: layers, projection and store of engine ``sketch``.
+        budget: how many rollouts each candidate gets.
     """
 
     strategy: Strategy
@@ -54,6 +59,7 @@ class RoundPlan:
     difference: str | None = None
     offload: bool = False
     sketching: Sketching = USUAL
+    budget: Budget = field(default_factory=Fixed)
 
     @property
     def forward_only(self) -> bool:
@@ -78,6 +84,7 @@ class Round:
         groups: the chunk's groups; empty for a strategy that needs no rollouts.
         rollouts: how many were sampled, validation included.
         seconds: wall-clock time by stage.
+        raced: the stages in which candidates were sampled, for a budget that has some.
     """
 
     alignments: list[Alignment]
@@ -85,10 +92,15 @@ class Round:
     groups: list[Group]
     rollouts: int
     seconds: dict[str, float]
+    raced: Raced | None = None
 
     def metrics(self) -> dict[str, Any]:
         """Numbers of the round for ``metrics.json``."""
         statuses = [a.status for a in self.alignments]
+        raced: dict[str, Any] = {}
+        if self.raced is not None:
+            reached = {str(count): number for count, number in self.raced.reached.items()}
+            raced = {"rollouts_by_stage": self.raced.spent, "candidates_by_rollouts": reached}
         return {
             "problems": len(self.alignments),
             "status": {status: statuses.count(status) for status in sorted(set(statuses))},
@@ -99,7 +111,7 @@ class Round:
             "step_error": None if self.scored is None or self.scored.step is None else self.scored.step.error,
             "sketch": None if self.scored is None else self.scored.sketched and asdict(self.scored.sketched),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
-        }
+        } | raced
 
 
 def find_direction(
@@ -138,6 +150,7 @@ def run_round(
     progress: Progress = silent,
     processes: Processes = ALONE,
     average: Callable[[Direction], Direction] = lambda direction: direction,
+    prior: Prior | None = None,
 ) -> Round:
     """Sample what the strategy needs, score, choose; everything lands in ``folder``.
 
@@ -147,38 +160,37 @@ def run_round(
         policy: is differentiated.
         chunk: the candidates.
         validation: the trusted set, disjoint from the chunk.
-        samplers: of the chunk, of the validation set.
+        samplers: of the chunk, with the most rollouts that any problem may have; of the validation set.
         plan: how.
         folder: of the round; gets ``validation.parquet``, ``candidates.parquet``, ``alignments.parquet`` and, last of
-            all, ``metrics.json``.
+            all, ``metrics.json``; what a budget's stages leave, see `gradalign.curriculum.stages`.
         progress: see `gradalign.alignment.align.Progress`.
         processes: share the work; the first one writes.
         average: gives the direction to follow from the round's own.
+        prior: pass rates of earlier rounds, for a budget that asks.
     """
     seconds: dict[str, float] = {}
-    groups: list[Group] = []
     trusted: list[Group] = []
-    scored: Scored | None = None
+    direction: Direction | None = None
     strategy, scorer = plan.strategy, plan.scorer(policy, processes)
     if strategy.needs_engine:  # the direction first: without one no candidate need be sampled
         direction, trusted = find_direction(scorer, validation, samplers[1], folder, progress, seconds)
         direction = average(direction)
+    candidates = Candidates(chunk, samplers[0], scorer, direction, folder, progress, seconds)
+    raced: Raced | None = None
     if strategy.needs:
-        start = time.perf_counter()
-        tick = progress("candidate rollouts", len(chunk) * samplers[0].rollouts)
-        groups = collect_shared(samplers[0], chunk, folder / "candidates.parquet", tick, processes)
-        seconds["candidate rollouts"] = time.perf_counter() - start
-    if strategy.needs_engine:
-        scored = scorer.measure(groups, direction, progress)
-        alignments = scored.alignments
-        seconds |= scored.seconds
-    elif groups:
-        alignments = [Alignment.of(group) for group in groups]
+        staged, most = plan.budget.staged, samplers[0].rollouts
+        budget = Remembered(plan.budget, folder, processes) if staged else plan.budget
+        raced = race(budget, strategy, plan.size, len(chunk), most, candidates.measure, plan.seed, prior)
+        if staged:
+            candidates.close()
+        alignments = candidates.alignments
     else:
         alignments = [unscored(problem.key, problem.source) for problem in chunk]
-    choose(alignments, strategy, plan.size, plan.seed)
-    rollouts = sum(len(group.rollouts) for group in [*groups, *trusted])
-    result = Round(alignments, scored, groups, rollouts, seconds)
+        choose(alignments, strategy, plan.size, plan.seed)
+    rollouts = sum(len(group.rollouts) for group in [*candidates.groups, *trusted])
+    raced = raced if plan.budget.staged else None
+    result = Round(alignments, candidates.scored(), candidates.groups, rollouts, seconds, raced)
     if processes.first:
         write_alignments(folder / "alignments.parquet", alignments)
         write_json(folder / "metrics.json", result.metrics())

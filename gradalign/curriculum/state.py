@@ -28,6 +28,7 @@ class State:
         reused: of these, rollouts that were trained on, in all.
         step: the finite-difference step of the round, where forward passes are differenced in every batch.
         sketch: what the round's sketch agrees with, where batches are sketched.
+        rates: of every round so far, what its pass rates leave for a budget that asks (`Prior`); empty for others.
     """
 
     identity: dict[str, Any]
@@ -38,6 +39,7 @@ class State:
     reused: int = 0
     step: tuple[float, float] | None = None
     sketch: dict[str, Any] | None = None
+    rates: list[dict[str, list[float]]] = field(default_factory=list)
 
     def save(self, checkpoint: Path) -> None:
         """Write it into a checkpoint's folder."""

@@ -42,7 +42,7 @@ class Rollout:
     @property
     def n_tokens(self) -> int:
         """Number of tokens that count."""
-        return int(self.mask.sum())
+        return len(self.response_ids) if self.response_mask is None else int(self.response_mask.sum())
 
 
 @dataclass(slots=True)
@@ -85,7 +85,9 @@ class Group:
         kept: list[Rollout] = []
         owner = np.zeros(len(self.rollouts), np.int64)
         for index, rollout in enumerate(self.rollouts):
-            identity = rollout.response_ids.tobytes(), rollout.mask.tobytes()
+            mask = rollout.response_mask
+            counted = b"" if mask is None or mask.all() else mask.tobytes()
+            identity = rollout.response_ids.tobytes(), counted
             if identity not in found:
                 found[identity] = len(kept)
                 kept.append(rollout)

@@ -76,9 +76,9 @@ class Reward:
     coin: Coin | None = None
 
     def __call__(
-        self, problem: Problem, completions: Sequence[str], completion_ids: Sequence[Sequence[int]]
+        self, problem: Problem, completions: Sequence[str], completion_ids: Sequence[Sequence[int]], first: int = 0
     ) -> list[float]:
-        """Rewards of one problem's responses.
+        """Rewards of one problem's responses, of which ``first`` is the first one's number.
 
         Raises:
             GradAlignError: the function raises, takes too long, returns the wrong length or something that is not a
@@ -86,7 +86,7 @@ class Reward:
         """
         count = len(completions)
         if self.coin is not None and self.coin.corrupts(problem.key):
-            return [self.coin.toss(problem.key, index) for index in range(count)]
+            return [self.coin.toss(problem.key, index) for index in range(first, first + count)]
         chat = not isinstance(problem.prompt, str)
         columns = {**problem.metadata, "answer": problem.answer, "source": problem.source, "key": problem.key}
         talk = chat and self.function not in REWARDS.values()

@@ -28,6 +28,7 @@ class Sampling:
         stop: texts that end a response; the tokens that complete one are part of the response.
         seed: of all draws.
         batch_rollouts: responses decoded side by side, at most (one problem's at least).
+        first: number of each problem's first response; further ones than exist already are new draws.
     """
 
     rollouts: int = 16
@@ -36,6 +37,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     seed: int = 0
     batch_rollouts: int = 512
+    first: int = 0
 
 
 @dataclass(slots=True)
@@ -64,7 +66,8 @@ def sample_batch(
 ) -> list[list[Response]]:
     """Sample responses to a batch of prompts.
 
-    Every problem draws from a random stream of its own, seeded by ``sampling.seed`` and its key. Rows that have ended
+    Every problem draws from a random stream of its own, seeded by ``sampling.seed``, its key and, beyond 0, the number
+    of the first response. Rows that have ended
     leave the batch once half of it has.
 
     Args:
@@ -176,7 +179,8 @@ def _inverse_cdf(logprobs: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
 
 def _stream(key: str, sampling: Sampling) -> torch.Tensor:
     """(steps, rollouts) uniform draws of one problem."""
-    generator = torch.Generator().manual_seed(int(uniform_hash("sample", sampling.seed, key) * 2**53))
+    later = (sampling.first,) if sampling.first else ()
+    generator = torch.Generator().manual_seed(int(uniform_hash("sample", sampling.seed, key, *later) * 2**53))
     return torch.rand(sampling.max_new_tokens, sampling.rollouts, generator=generator, dtype=torch.float64)
 
 

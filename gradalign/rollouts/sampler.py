@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Protocol
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,10 @@ class Sampler(Protocol):
 
     def sample(self, problems: Sequence[Problem], prompts: Sequence[Tokens]) -> list[Group]:
         """The groups of one batch."""
+        ...
+
+    def part(self, first: int, rollouts: int) -> Self:
+        """A sampler of rollouts number ``first`` to ``first + rollouts - 1`` of each problem."""
         ...
 
 
@@ -98,13 +102,18 @@ class PolicySampler:
         sampled = sample_batch(self.policy, [problem.key for problem in problems], prompts, self.sampling)
         return [self.paid(*one) for one in zip(problems, prompts, sampled, strict=True)]
 
+    def part(self, first: int, rollouts: int) -> Self:
+        """See `Sampler`."""
+        return replace(self, sampling=replace(self.sampling, first=first, rollouts=rollouts))
+
     def paid(self, problem: Problem, prompt: Tokens, responses: Sequence[Response]) -> Group:
         """One problem's responses with their rewards.
 
         Raises:
             GradAlignError: the reward fails.
         """
-        rewards = self.reward(problem, [r.text or "" for r in responses], [r.ids for r in responses])
+        texts, ids = [r.text or "" for r in responses], [r.ids for r in responses]
+        rewards = self.reward(problem, texts, ids, self.sampling.first)
         rollouts = [rollout_of(r, value) for r, value in zip(responses, rewards, strict=True)]
         return Group(problem.key, prompt, rollouts, problem.source, self.policy.fingerprint)
 

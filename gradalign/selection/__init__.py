@@ -1,4 +1,4 @@
-"""Selection: a strategy is gates times a rank times a pick, each found by name."""
+"""Selection: a strategy is gates times a rank times a pick, each found by name; a budget says what it may cost."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from gradalign.alignment.engines import ENGINES, provides
 from gradalign.errors import GradAlignError, nearest
+from gradalign.selection.budgets import BUDGETS
+from gradalign.selection.budgets.race import Budget
 from gradalign.selection.gates import GATES
 from gradalign.selection.parts import FROM_ROLLOUTS, parse
 from gradalign.selection.picks import PICKS
@@ -14,7 +16,10 @@ from gradalign.selection.ranks import RANKS
 from gradalign.selection.strategies import STRATEGIES
 from gradalign.selection.strategy import Size, Strategy, choose
 
-__all__ = ["GATES", "PICKS", "RANKS", "STRATEGIES", "Size", "Strategy", "choose", "compose", "find_strategy"]
+__all__ = [
+    "BUDGETS", "GATES", "PICKS", "RANKS", "STRATEGIES", "Budget", "Size", "Strategy", "choose", "compose",
+    "find_budget", "find_strategy",
+]  # fmt: skip
 
 
 def compose(name: str | None, gates: Sequence[str] = (), rank: str | None = None, pick: str | None = None) -> Strategy:
@@ -43,6 +48,22 @@ def compose(name: str | None, gates: Sequence[str] = (), rank: str | None = None
     if pick is not None:
         strategy = dataclasses.replace(strategy, pick=parse(pick, PICKS, "pick"))
     return dataclasses.replace(strategy, name=strategy.recipe)
+
+
+def find_budget(text: str, most: int, strategy: Strategy) -> Budget:
+    """The budget that ``text`` names, ``racing(screen=8, mean=12)`` and the like.
+
+    Args:
+        text: name and parameters.
+        most: rollouts that any candidate may have.
+        strategy: that chooses.
+
+    Raises:
+        GradAlignError: unknown name or parameter, or see `gradalign.selection.budgets.race.Budget.check`.
+    """
+    budget = parse(text, BUDGETS, "budget")
+    budget.check(most, strategy)
+    return budget
 
 
 def find_strategy(

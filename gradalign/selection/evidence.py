@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 
 from gradalign.alignment.record import Alignment, Floats
 from gradalign.problems.schema import uniform_hash
@@ -29,9 +29,8 @@ def deviate(corr: Floats, count: Floats) -> Floats:
     corr, count = np.asarray(corr, np.float64), np.asarray(count, np.float64)
     freedom = np.maximum(count - 2, 1)
     t = corr * np.sqrt(freedom / np.maximum(1 - corr**2, 1e-12))
-    # By the tail that is small, so that no precision is lost.
-    z = np.where(t > 0, -stats.norm.ppf(stats.t.sf(t, freedom)), stats.norm.ppf(stats.t.cdf(t, freedom)))
-    return np.where(count > 2, z, 0.0)
+    tail = np.maximum(stats.t.sf(np.abs(t), freedom), 1e-300)  # the small one, so that no precision is lost
+    return np.where(count > 2, np.sign(t) * stats.norm.isf(tail), 0.0)
 
 
 def predictor(alignment: Alignment, agreement: float = 0.0) -> Floats | None:
@@ -129,10 +128,9 @@ def probability_sound(deviates: Floats) -> Floats:
     posterior = np.full(len(deviates), share)
     if not len(deviates):
         return posterior
-    null = stats.norm.pdf(deviates)
     for _ in range(200):
-        sound = share * stats.norm.pdf(deviates, mean, spread)
-        posterior = sound / (sound + (1 - share) * null)
+        odds = np.log(share / (1 - share)) - np.log(spread) + (deviates**2 - ((deviates - mean) / spread) ** 2) / 2
+        posterior = special.expit(odds)
         weight = max(float(posterior.sum()), 1e-9)
         share = min(0.98, max(0.02, float(posterior.mean())))
         mean = max(0.3, float((posterior * deviates).sum()) / weight)

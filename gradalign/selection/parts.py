@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -28,6 +28,8 @@ class Gate(Protocol):
     """Says which groups may be chosen."""
 
     needs: ClassVar[Needs]
+    final: ClassVar[bool]
+    """Whether a group that was refused stays so, however many rollouts are added."""
 
     def passes(self, alignments: Sequence[Alignment], seed: int) -> Sequence[bool]:
         """Of each alignment, all of status ``scored``, whether it may be chosen."""
@@ -43,6 +45,15 @@ class Rank(Protocol):
 
     def scores(self, alignments: Sequence[Alignment], seed: int) -> Sequence[float | None]:
         """Usefulness of each alignment, all of status ``scored``; higher is better, None where it cannot be told."""
+        ...
+
+
+@runtime_checkable
+class Unsure(Protocol):
+    """A rank that knows how unsure its scores are."""
+
+    def errors(self, alignments: Sequence[Alignment]) -> Sequence[float | None]:
+        """Standard error of each alignment's score, all of status ``scored``; None where it cannot be told."""
         ...
 
 

@@ -20,6 +20,7 @@ class Band:
     """
 
     needs: ClassVar[Needs] = frozenset({"pass_rate"})
+    final: ClassVar[bool] = False
 
     low: float = 0.2
     high: float = 0.8

@@ -26,6 +26,7 @@ class Consistent:
     """
 
     needs: ClassVar[Needs] = frozenset({"responses"})
+    final: ClassVar[bool] = True
 
     tolerance: float = 0.0
 

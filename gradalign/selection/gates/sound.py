@@ -31,6 +31,7 @@ class Sound:
     """
 
     needs: ClassVar[Needs] = frozenset({"moves"})
+    final: ClassVar[bool] = False
 
     fdr: Annotated[float, Field(gt=0, lt=1)] = 0.1
     draws: Annotated[int, Field(ge=99)] = 999

@@ -31,3 +31,7 @@ class Corr:
         corr = np.array([np.nan if a.numbers.corr is None else a.numbers.corr for a in alignments], np.float64)
         deviates = deviate(corr, np.array([a.n_rollouts for a in alignments], np.float64))
         return [None if np.isnan(r) else float(z) for r, z in zip(corr, deviates, strict=True)]
+
+    def errors(self, alignments: Sequence[Alignment]) -> list[float | None]:
+        """See `gradalign.selection.parts.Unsure`; scores are on the normal scale."""
+        return [1.0] * len(alignments)

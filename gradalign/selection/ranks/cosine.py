@@ -24,3 +24,8 @@ class Cosine:
     def scores(self, alignments: Sequence[Alignment], seed: int) -> list[float | None]:
         """See `gradalign.selection.parts.Rank`."""
         return [a.numbers.cosine for a in alignments]
+
+    def errors(self, alignments: Sequence[Alignment]) -> list[float | None]:
+        """See `gradalign.selection.parts.Unsure`: that of dot, over the norm."""
+        known = [(a.numbers.se, a.numbers.norm) for a in alignments]
+        return [se / norm if se is not None and norm else None for se, norm in known]

@@ -23,3 +23,7 @@ class Dot:
     def scores(self, alignments: Sequence[Alignment], seed: int) -> list[float | None]:
         """See `gradalign.selection.parts.Rank`."""
         return [a.numbers.dot for a in alignments]
+
+    def errors(self, alignments: Sequence[Alignment]) -> list[float | None]:
+        """See `gradalign.selection.parts.Unsure`."""
+        return [a.numbers.se for a in alignments]

@@ -37,3 +37,7 @@ class LowerBound:
             else a.numbers.dot - float(stats.t.ppf(self.level, max(a.n_rollouts - 1, 1))) * a.numbers.se
             for a in alignments
         ]  # fmt: skip
+
+    def errors(self, alignments: Sequence[Alignment]) -> list[float | None]:
+        """See `gradalign.selection.parts.Unsure`."""
+        return [a.numbers.se for a in alignments]

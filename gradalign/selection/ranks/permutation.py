@@ -36,3 +36,7 @@ class Permutation:
         """See `gradalign.selection.parts.Rank`."""
         found = p_values(alignments, seed, self.draws, middle=True)
         return [None if p is None else float(stats.norm.isf(p)) for p in found]
+
+    def errors(self, alignments: Sequence[Alignment]) -> list[float | None]:
+        """See `gradalign.selection.parts.Unsure`; scores are on the normal scale."""
+        return [1.0] * len(alignments)

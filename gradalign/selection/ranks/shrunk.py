@@ -34,3 +34,7 @@ class Shrunk:
             for index, value in zip(known, shrunk(dots, errors), strict=True):
                 found[index] = float(value)
         return found
+
+    def errors(self, alignments: Sequence[Alignment]) -> list[float | None]:
+        """See `gradalign.selection.parts.Unsure`."""
+        return [a.numbers.se for a in alignments]

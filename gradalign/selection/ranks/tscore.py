@@ -28,6 +28,10 @@ class TScore:
         """See `gradalign.selection.parts.Rank`."""
         return [None if a.numbers.t is None else _normal(a.numbers.t, a.n_rollouts - 1) for a in alignments]
 
+    def errors(self, alignments: Sequence[Alignment]) -> list[float | None]:
+        """See `gradalign.selection.parts.Unsure`; scores are on the normal scale."""
+        return [1.0] * len(alignments)
+
 
 def _normal(t: float, freedom: int) -> float:
     tail = float(stats.norm.isf(stats.t.sf(abs(t), max(freedom, 1))))

@@ -13,7 +13,7 @@ from gradalign.alignment.engines import ENGINES
 from gradalign.alignment.sketch import USUAL, Sketching
 from gradalign.errors import GradAlignError, nearest, warn
 from gradalign.policy.objective import Objective
-from gradalign.selection import STRATEGIES, Size, Strategy, compose
+from gradalign.selection import STRATEGIES, Budget, Size, Strategy, compose, find_budget
 
 OFF = "off"
 """The strategy that leaves TRL's trainer as it is."""
@@ -77,6 +77,11 @@ class GradAlignConfig(GRPOConfig):
     )
     oversample: int = _help("Batch mode: problems sampled for each problem that is trained on, at most the pool.", 4)
     rollouts: int | None = _help("Round mode: responses sampled to score a problem (default: num_generations).")
+    budget: str = _help(
+        "Round mode: fixed, rollouts for every problem; racing(screen=8, mean=12): few for all, then up to rollouts "
+        "where the place in the choice is still open.",
+        "fixed",
+    )
     validation_rollouts: int | None = _help(
         "Responses sampled for each validation problem, every round (default: as many as for the others)."
     )
@@ -167,8 +172,14 @@ class GradAlignConfig(GRPOConfig):
             unread = [name for name in names if getattr(self, name) is not None]
             if unread:
                 raise ValueError(f"{unread[0]} belongs to mode round; mode batch takes oversample")
+            if self.budget != "fixed":
+                raise ValueError(f"budget {self.budget} belongs to mode round; mode batch samples every problem alike")
             if self.strategy == "static":
                 raise ValueError("strategy static scores once, before training, and belongs to mode round")
+        try:
+            self.raced  # noqa: B018
+        except GradAlignError as error:
+            raise ValueError(str(error)) from error
         steps, every = self.steps_per_round * self.gradient_accumulation_steps, self.generation_steps
         if steps % every:
             raise ValueError(
@@ -216,6 +227,17 @@ class GradAlignConfig(GRPOConfig):
     def composed(self) -> Strategy:
         """The strategy with the parts that are given in place of its own."""
         return compose(self.strategy, self.gates or (), self.rank, self.pick)
+
+    @property
+    def most(self) -> int:
+        """Responses that a problem is scored by, at most."""
+        assert self.num_generations is not None  # TRL has filled it in
+        return self.rollouts or self.num_generations
+
+    @property
+    def raced(self) -> Budget:
+        """How many of them each problem gets."""
+        return find_budget(self.budget, self.most, self.composed)
 
     @property
     def generation_steps(self) -> int:

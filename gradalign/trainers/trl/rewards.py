@@ -11,7 +11,9 @@ from gradalign.rewards.base import Reward
 
 COIN = "coin"
 """Column that is true where a problem is paid by coin."""
-_NOT_METADATA = ("key", "answer", "source", COIN, "trainer_state", "log_extra", "log_metric")
+FIRST = "first_rollout"
+"""Column of the number of the first of a problem's responses; 0 where there is none."""
+_NOT_METADATA = ("key", "answer", "source", COIN, FIRST, "trainer_state", "log_extra", "log_metric")
 
 
 class RewardFunction:
@@ -45,7 +47,8 @@ class RewardFunction:
             own = range(first, last)
             if self.coin is not None and columns.get(COIN, [False] * len(keys))[first]:
                 coin = dataclasses.replace(self.coin, salt=columns["trainer_state"].global_step)
-                rewards += [coin.toss(keys[first], i - first) for i in own]
+                number = columns.get(FIRST, [0] * len(keys))[first] - first
+                rewards += [coin.toss(keys[first], i + number) for i in own]
                 continue
             metadata = {name: values[first] for name, values in columns.items() if name not in _NOT_METADATA}
             problem = Problem(keys[first], prompts[first], columns["answer"][first], columns["source"][first], metadata)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import dataclasses
 import hashlib
 import inspect
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from gradalign.policy.load import Policy
 from gradalign.problems.schema import Problem, uniform_hash
 from gradalign.rollouts.sample import Response, Sampling, plan, sample_batch
 from gradalign.rollouts.sampler import Tokens, rollout_of
+from gradalign.trainers.trl.rewards import FIRST, RewardFunction
 
 Row = dict[str, Any]
 
@@ -151,6 +153,12 @@ class TrainerSampler:
             groups.append(Group(problem.key, prompt, rollouts, problem.source, self.tag, invalid))
         return groups
 
+    def part(self, first: int, rollouts: int) -> Self:
+        """See `gradalign.rollouts.sampler.Sampler`."""
+        made = copy.copy(self)
+        made.sampling = dataclasses.replace(self.sampling, first=first, rollouts=rollouts)
+        return made
+
     def _own(self, problems: Sequence[Problem], prompts: Sequence[Tokens]) -> list[list[Response]]:
         return sample_batch(self.policy, [problem.key for problem in problems], prompts, self.sampling)
 
@@ -160,7 +168,9 @@ class TrainerSampler:
         repeated = [prompt.tolist() for prompt in prompts for _ in range(count)]
         cuda = [trainer.accelerator.device] if trainer.accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(cuda):
-            draw = uniform_hash("generate", self.sampling.seed, self.tag, [problem.key for problem in problems])
+            later = (self.sampling.first,) if self.sampling.first else ()
+            keys = [problem.key for problem in problems]
+            draw = uniform_hash("generate", self.sampling.seed, self.tag, keys, *later)
             torch.manual_seed(int(draw * 2**53))
             ids, logprobs = trainer._generate_single_turn(repeated, None, {}, count)
         trainer.model.eval()  # some of its engines leave the model in training mode
@@ -189,7 +199,8 @@ class TrainerSampler:
                 if isinstance(function, torch.nn.Module):
                     values = self._judged(function, processing, prompts, completions)
                 else:
-                    values = function(prompts=prompts, completions=completions, completion_ids=ids, **columns)
+                    own = {FIRST: [self.sampling.first] * len(rows)} if isinstance(function, RewardFunction) else {}
+                    values = function(prompts=prompts, completions=completions, completion_ids=ids, **columns, **own)
                     if asyncio.iscoroutine(values):
                         values = asyncio.run_coroutine_threadsafe(values, trainer.async_loop).result()
             except GradAlignError:

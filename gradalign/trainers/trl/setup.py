@@ -96,12 +96,14 @@ def make_curriculum(
         size = Size(top=max(args.round_prompts, len(pool) // 8))
     plan = RoundPlan(
         strategy, size, args.objective, engine, args.contributions, args.unit, args.batch_tokens, args.seed,
-        args.difference, args.offload, args.sketching,
+        args.difference, args.offload, args.sketching, args.raced,
     )  # fmt: skip
     identity = run | {
         "mode": args.mode, "steps_per_round": args.steps_per_round, "candidates": args.candidates, "engine": engine,
         "train_dataset": fingerprint(pool), "validation_dataset": fingerprint(validation or []),
     }  # fmt: skip
+    if plan.budget.staged:
+        identity |= {"budget": args.budget, "rollouts": args.most}
     kind = BatchFilter if args.mode == "batch" else Curriculum
     return kind(
         pool, pool.keys, validation or [], plan, args.candidates, Path(args.output_dir or "."),

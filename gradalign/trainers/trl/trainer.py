@@ -262,7 +262,7 @@ class GradAlignTrainer(GRPOTrainer):
 
     def _samplers(self, policy: Policy, number: int) -> tuple[TrainerSampler, TrainerSampler]:
         """Of a round's candidates and of its validation problems."""
-        count, tag = self.args.rollouts or self.num_generations, policy.fingerprint
+        count, tag = self.args.most, policy.fingerprint
         trusted = self.validation or self.pool  # without a validation set nobody asks
         more = self.args.validation_rollouts or count
         return (
