@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from gradalign.cli.bench import FidelityOptions, SpeedOptions
+from gradalign.cli.audit import AuditOptions
+from gradalign.cli.bench import AuditBenchOptions, FidelityOptions, SpeedOptions
 from gradalign.cli.demo import DemoOptions
 from gradalign.cli.main import COMMANDS, main
 from gradalign.cli.rollout import RolloutOptions
@@ -18,7 +19,8 @@ from gradalign.errors import GradAlignError
 
 KINDS: dict[str, type[Options]] = {
     "demo": DemoOptions, "rollout": RolloutOptions, "score": ScoreOptions, "select": SelectOptions,
-    "train": TrainOptions, "bench speed": SpeedOptions, "bench fidelity": FidelityOptions,
+    "train": TrainOptions, "audit": AuditOptions, "bench speed": SpeedOptions, "bench fidelity": FidelityOptions,
+    "bench audit": AuditBenchOptions,
 }  # fmt: skip
 SCORE = ["--model", "m", "--candidates", "c.jsonl", "--validation", "v.jsonl", "--out", "s.parquet"]
 

@@ -1,5 +1,5 @@
-"""``gradalign bench speed | fidelity | noise``: how fast engines are, how far their numbers can be trusted, and which
-strategy sees through rewards gone wrong."""
+"""``gradalign bench speed | fidelity | noise | audit``: how fast engines are, how far their numbers can be trusted,
+which strategy sees through rewards gone wrong, and whether the audit keeps its promise."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch
 from pydantic import Field, model_validator
 
 from gradalign.alignment.align import Progress
+from gradalign.bench.audit import AuditPlan, measure_audit
+from gradalign.bench.audit_table import finish_audit
 from gradalign.bench.fidelity import FidelityPlan, measure_fidelity
 from gradalign.bench.fidelity_arms import ARMS as FIDELITY_ARMS
 from gradalign.bench.fidelity_table import finish_fidelity
@@ -110,6 +112,26 @@ class FidelityOptions(_Machine):
         return self
 
 
+class AuditBenchOptions(_Machine):
+    """Spoil the rewards of some problems of the embedded policy, and see what the audit lists; an interrupted run goes
+    on where it stopped."""
+
+    seeds: Count = 8
+    """Repetitions; the first has seed --seed, the next one more."""
+    problems: Annotated[int, Field(ge=8)] = 256
+    """Candidates of each."""
+    validation: Annotated[int, Field(ge=8)] = 128
+    """Validation problems of each."""
+    rollouts: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (32, 64)
+    """Rollouts of each problem."""
+    spoilt: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Share of the candidates whose rewards are spoilt."""
+    fdr: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Nominal share of sound problems on each list."""
+    out: Path = Path("audit.json")
+    """Results to write (.json); a table in Markdown lands beside it."""
+
+
 def speed(arguments: Sequence[str]) -> None:
     """Run ``gradalign bench speed``."""
     options = parse(SpeedOptions, "bench speed", arguments)
@@ -199,6 +221,21 @@ def noise(arguments: Sequence[str]) -> None:
     _tell(results)
 
 
+def audit(arguments: Sequence[str]) -> None:
+    """Run ``gradalign bench audit``."""
+    options = parse(AuditBenchOptions, "bench audit", arguments)
+    options.use_threads()
+    policy = load_policy("embedded", dtype="float32", device=options.device)
+    facts = resolved("bench audit", options, machine=machine(policy.device), policy=policy.fingerprint)
+    results = Results(options.out, facts, finish_audit)
+    o = options
+    seeds = range(o.seed, o.seed + o.seeds)
+    plan = AuditPlan(seeds, o.problems, o.validation, o.rollouts, o.spoilt, o.fdr, o.batch_tokens)
+    with progress_bars() as progress:
+        measure_audit(policy, plan, results, progress)
+    _tell(results)
+
+
 def _digest(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
@@ -225,6 +262,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "speed": ("engines side by side: time, memory, share of the machine's own rate", speed),
     "fidelity": ("few rollouts and other engines against exact with many rollouts", fidelity),
     "noise": ("which strategy sees through rewards gone wrong, with how few rollouts", noise),
+    "audit": ("spoilt rewards: what share of the audit's lists is sound, what share of the spoilt they hold", audit),
 }
 """Second word -> one line of help, and what runs it."""
 

@@ -19,7 +19,8 @@ COMMANDS = {
     "score": "align rollouts that exist with a validation set's policy gradient",
     "select": "sample, score and choose: which problems to train on now",
     "train": "TRL's GRPO on problems chosen as the policy moves",
-    "bench": "speed, fidelity: how fast engines are, and how far their numbers can be trusted",
+    "audit": "problems whose reward is probably wrong, at a false-discovery rate",
+    "bench": "speed, fidelity, noise, audit: how fast engines are, and how far their numbers can be trusted",
 }
 """Command -> one line of help; the module of the same name has ``run(arguments)``."""
 

@@ -165,8 +165,8 @@ class SelectionOptions(Options):
         return find_strategy(self.strategy, engine, contributions, self.gates, self.rank, self.pick)
 
 
-class ProblemOptions(Options):
-    """How problems are read and asked."""
+class FieldOptions(Options):
+    """How problems are read."""
 
     prompt_field: str | None = None
     """Field of the prompt (default: prompt, question, problem or input)."""
@@ -176,6 +176,15 @@ class ProblemOptions(Options):
     """Field of the key (default: key, else a hash of the prompt)."""
     source_field: str | None = None
     """Field of the source (default: source, else the file's name)."""
+
+    def read_plain(self, spec: str) -> list[Problem]:
+        """Read a pool, prompts as they stand in it."""
+        return read_problems(spec, FieldMap(self.prompt_field, self.answer_field, self.key_field, self.source_field))
+
+
+class ProblemOptions(FieldOptions):
+    """How problems are read and asked."""
+
     template: str = "{prompt}"
     """Text around each plain-text prompt, with {prompt} in its place; @FILE reads it from a file."""
     chat: bool = False
@@ -192,10 +201,6 @@ class ProblemOptions(Options):
         if "{prompt}" not in value:
             raise ValueError("has no {prompt} in it; write where the problem goes")
         return value
-
-    def read_plain(self, spec: str) -> list[Problem]:
-        """Read a pool, prompts as they stand in it."""
-        return read_problems(spec, FieldMap(self.prompt_field, self.answer_field, self.key_field, self.source_field))
 
     def asked(self, problems: Sequence[Problem]) -> list[Problem]:
         """The problems with their prompts as the policy is asked them."""

@@ -97,7 +97,7 @@ def run(arguments: Sequence[str]) -> None:
     if options.direction is not None:
         direction = load_direction(options.direction, policy, options.objective)
         _warn_if_stale(options.direction, policy)
-    _compare(policy, candidates, validation, references)
+    compare(policy, candidates, validation, references)
     with progress_bars() as progress:
         scored = score(
             policy, candidates, validation, options.objective, options.engine, options.batch_tokens,
@@ -148,8 +148,8 @@ def _warn_if_stale(path: Path, policy: Policy) -> None:
         )
 
 
-def _compare(
-    policy: Policy, candidates: Sequence[Group], validation: Sequence[Group], references: Sequence[Group]
+def compare(
+    policy: Policy, candidates: Sequence[Group], validation: Sequence[Group], references: Sequence[Group] = ()
 ) -> None:
     """Warn of rollouts of another policy, and of validation problems among the candidates."""
     others = {g.policy for g in [*candidates, *validation] if g.policy is not None} - {policy.fingerprint}
