@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Sequence
 
+from gradalign.bench.corruptions import reached_wrong_gold
 from gradalign.policy.group import Group
 from gradalign.problems.schema import uniform_hash
 from gradalign.rewards.coin import Coin
@@ -20,9 +20,7 @@ def _swapped(group: Group) -> list[float]:
 
 
 def _wrong_reached(group: Group) -> list[float]:
-    wrong = Counter(rollout.response for rollout in group.rollouts if rollout.reward == 0)
-    gold = min(wrong, key=lambda text: (-wrong[text], text or "")) if wrong else object()
-    return [float(rollout.response == gold) for rollout in group.rollouts]
+    return reached_wrong_gold(group).tolist()
 
 
 def _wrong_unreached(group: Group) -> list[float]:

@@ -40,9 +40,14 @@ def wrong_gold(group: Group, seed: int) -> Rewards:
     For one half of the problems, by hash of the key, the gold answer is the commonest wrong response, and every
     response of that text is paid; for the other half, and where no response is wrong, it is one that no response gives.
     """
+    if uniform_hash("reached", seed, group.key) < 0.5:
+        return np.zeros(len(group.rollouts))
+    return reached_wrong_gold(group)
+
+
+def reached_wrong_gold(group: Group) -> Rewards:
+    """(rollouts,) rewards under the commonest wrong response as gold answer; none is paid where no response is wrong."""
     texts = [rollout.response or "" for rollout in group.rollouts]
     wrong = Counter(text for text, rollout in zip(texts, group.rollouts, strict=True) if not rollout.reward)
-    if not wrong or uniform_hash("reached", seed, group.key) < 0.5:
-        return np.zeros(len(texts))
-    gold = max(sorted(wrong), key=lambda text: wrong[text])
+    gold = min(wrong, key=lambda text: (-wrong[text], text), default=None)
     return np.array([text == gold for text in texts], np.float64)

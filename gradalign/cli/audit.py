@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from gradalign.alignment.align import Scorer, warn_of_noise
+from gradalign.alignment.align import Scorer
 from gradalign.alignment.crossfit import crossfit
+from gradalign.alignment.direction import warn_of_noise
 from gradalign.alignment.engines import EngineName, provides
 from gradalign.alignment.record import Alignment
 from gradalign.cli.options import FieldOptions, PolicyOptions, ScoringOptions
@@ -76,6 +77,7 @@ def run(arguments: Sequence[str]) -> None:
     scorer = Scorer(
         policy, options.objective, options.engine, options.batch_tokens, options.contributions, options.unit,
         options.seed, difference=options.difference, offload=options.offload, sketching=options.sketching,
+        targets=options.weighed,
     )  # fmt: skip
     with progress_bars() as progress:
         direction = scorer.direction(validation, progress)
