@@ -46,7 +46,7 @@ def wrong_gold(group: Group, seed: int) -> Rewards:
 
 
 def reached_wrong_gold(group: Group) -> Rewards:
-    """(rollouts,) rewards under the commonest wrong response as gold answer; none is paid where no response is wrong."""
+    """(rollouts,) rewards under the commonest wrong response as gold answer; all 0 where no response is wrong."""
     texts = [rollout.response or "" for rollout in group.rollouts]
     wrong = Counter(text for text, rollout in zip(texts, group.rollouts, strict=True) if not rollout.reward)
     gold = min(wrong, key=lambda text: (-wrong[text], text), default=None)

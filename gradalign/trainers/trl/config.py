@@ -12,16 +12,13 @@ from gradalign.alignment.combined import REFERENCE_WEIGHT, parse_targets
 from gradalign.alignment.directional import Difference
 from gradalign.alignment.engines import ENGINES
 from gradalign.alignment.sketch import USUAL, Sketching
-from gradalign.errors import GradAlignError, nearest, warn
+from gradalign.errors import GradAlignError, nearest
 from gradalign.policy.objective import Objective
 from gradalign.selection import STRATEGIES, Budget, Size, Strategy, compose, find_budget
+from gradalign.trainers.trl.rules import SEQUENCE_MEAN, check_together
 
 OFF = "off"
 """The strategy that leaves TRL's trainer as it is."""
-
-SEQUENCE_MEAN, SUM = ("grpo", "sapo"), ("dapo", "bnpo", "dr_grpo", "cispo", "luspo")
-"""TRL's loss types by the aggregation that their gradient has on-policy. ``sum``: their denominator is common to all
-groups (the batch's tokens, or a constant)."""
 
 
 def _help(text: str, default: Any = None) -> Any:
@@ -174,69 +171,7 @@ class GradAlignConfig(GRPOConfig):
             raise ValueError(f"direction_average is {self.direction_average}; it must be in [0, 1)")
         if self.noise_patience < 0:
             raise ValueError(f"noise_patience is {self.noise_patience}; it must be at least 0")
-        self._check_together()
-
-    def _check_together(self) -> None:
-        """Rules over several fields."""
-        if self.reference_weight is not None and not 0 < self.reference_weight <= 1:
-            raise ValueError(f"reference_weight is {self.reference_weight}; it must be in (0, 1]")
-        if self.reference_weight is not None and self.reference_field is None:
-            raise ValueError("reference_weight is of reference_field; name the field, or leave it out")
-        if self.reference_weight == 1 and self.targets:
-            raise ValueError("targets weighs policy gradients, and reference_weight 1 follows none; leave one out")
-        given = [name for name in ("top", "fraction", "threshold") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{given[0]} and {given[1]} exclude each other; give one of them")
-        if self.mode == "batch":
-            names = ("top", "fraction", "threshold", "chunk", "rollouts")
-            unread = [name for name in names if getattr(self, name) is not None]
-            if unread:
-                raise ValueError(f"{unread[0]} belongs to mode round; mode batch takes oversample")
-            if self.budget != "fixed":
-                raise ValueError(f"budget {self.budget} belongs to mode round; mode batch samples every problem alike")
-            if self.strategy == "static":
-                raise ValueError("strategy static scores once, before training, and belongs to mode round")
-        try:
-            self.raced  # noqa: B018
-        except GradAlignError as error:
-            raise ValueError(str(error)) from error
-        steps, every = self.steps_per_round * self.gradient_accumulation_steps, self.generation_steps
-        if steps % every:
-            raise ValueError(
-                f"steps_per_round ({self.steps_per_round}) times gradient_accumulation_steps "
-                f"({self.gradient_accumulation_steps}) must be a multiple of the {every} passes that a generation "
-                "batch is used for (steps_per_generation times num_iterations), so that no round trains on the last "
-                "one's rollouts"
-            )
-        if self.loss_type not in (*SEQUENCE_MEAN, *SUM):
-            raise ValueError(
-                f"loss_type {self.loss_type!r} weighs rollouts in a way that scores do not know; take one of "
-                f"{', '.join((*SEQUENCE_MEAN, *SUM))}, or strategy off"
-            )
-        if self.top_entropy_quantile < 1:
-            raise ValueError("top_entropy_quantile below 1 leaves tokens out that scores count; or take strategy off")
-        if self.fsdp or self.deepspeed:
-            name = "fsdp" if self.fsdp else "deepspeed"
-            raise ValueError(f"{name}: choosing needs the whole policy in each process; or take strategy off")
-        if self.ignore_data_skip:
-            raise ValueError("ignore_data_skip: a run that goes on within a round must skip what it has seen of it")
-        if self.multi_objective_aggregation != "sum_then_normalize":
-            raise ValueError(
-                "multi_objective_aggregation must be sum_then_normalize: scores are of the summed reward; or take "
-                "strategy off"
-            )
-        if self.mode == "round" and self.top is not None and self.top < self.batch_prompts:
-            raise ValueError(
-                f"top ({self.top}) is less than the {self.batch_prompts} problems of one generation batch "
-                "(generation_batch_size / num_generations); raise top, or lower the batch"
-            )
-        if self.save_strategy == "steps" and self.save_steps >= 1:
-            passes = int(self.save_steps) * self.gradient_accumulation_steps
-            if passes % every:
-                warn(
-                    f"save_steps ({self.save_steps:g}) does not end with a generation batch: a run that goes on from "
-                    "such a checkpoint samples anew and may end differently; save_strategy='epoch' saves after rounds"
-                )
+        check_together(self)
 
     @property
     def choosing(self) -> bool:
