@@ -9,10 +9,10 @@ import pytest
 from scipy import stats
 
 from gradalign.alignment.record import Alignment, Evidence, Numbers, from_contributions
-from gradalign.errors import GradAlignError
+from gradalign.errors import GradAlignError, GradAlignWarning
 from gradalign.policy.group import Group, Rollout
 from gradalign.policy.objective import Objective
-from gradalign.selection import RANKS, STRATEGIES, Size, choose, compose, find_strategy
+from gradalign.selection import RANKS, STRATEGIES, Size, check_rollouts, choose, compose, find_strategy
 
 
 def scored(
@@ -197,3 +197,14 @@ def test_evidence_is_of_the_rollouts_and_nothing_else() -> None:
     assert found.logprobs.tolist() == [-1.0, -0.5, -1.0]
     rollouts[1].logprobs = None
     assert Evidence.of(Group("k", np.zeros(1, np.int64), rollouts)).logprobs is None
+
+
+def test_too_few_rollouts_are_told_of() -> None:
+    for name in ("dot", "guarded"):
+        with pytest.raises(GradAlignError, match="one rollout, which carries no gradient and no standard error"):
+            check_rollouts(STRATEGIES[name], 1)
+    with pytest.warns(GradAlignWarning, match="'guarded' goes by standard errors, and 2 rollouts a problem give none"):
+        check_rollouts(STRATEGIES["guarded"], 2)
+    check_rollouts(STRATEGIES["dot"], 2)
+    check_rollouts(STRATEGIES["guarded"], 4)
+    check_rollouts(STRATEGIES["accgreedy"], 1)

@@ -22,7 +22,7 @@ from gradalign.policy.load import Policy
 from gradalign.report.console import alignment_tables, progress_bars, show, show_scoring, times
 from gradalign.rollouts.references import read_references
 from gradalign.rollouts.table import Limits, OnBadRow, read_rollouts
-from gradalign.selection import choose
+from gradalign.selection import check_rollouts, choose
 
 
 class ScoreOptions(SelectionOptions, ScoringOptions, PolicyOptions):
@@ -98,6 +98,7 @@ def run(arguments: Sequence[str]) -> None:
         direction = load_direction(options.direction, policy, options.objective)
         _warn_if_stale(options.direction, policy)
     compare(policy, candidates, validation, references)
+    check_rollouts(strategy, max((len(group.rollouts) for group in candidates), default=0))
     with progress_bars() as progress:
         scored = score(
             policy, candidates, validation, options.objective, options.engine, options.batch_tokens,

@@ -31,7 +31,7 @@ from gradalign.problems.schema import Problem, fingerprint, prompt_text
 from gradalign.report.console import alignment_tables, progress_bars, show, show_scoring, times
 from gradalign.rollouts.references import reference_groups
 from gradalign.rollouts.sampler import PolicySampler, prompts_of
-from gradalign.selection import Strategy, find_budget
+from gradalign.selection import Strategy, check_rollouts, find_budget
 
 
 class SelectOptions(RewardOptions, SelectionOptions, SamplingOptions, ScoringOptions, ProblemOptions, PolicyOptions):
@@ -162,5 +162,6 @@ def check(
                     f"option --{name.replace('_', '-')}: one rollout carries no gradient: rewards are compared "
                     "within a problem; sample at least two"
                 )
+        check_rollouts(strategy, options.rollouts)
         if options.engine == "directional" or (options.engine in ("exact", "sketch") and options.contributions):
             check_difference(options.engine, policy, options.difference)

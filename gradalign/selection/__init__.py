@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from gradalign.alignment.engines import ENGINES, provides
-from gradalign.errors import GradAlignError, nearest
+from gradalign.errors import GradAlignError, nearest, warn
 from gradalign.selection.budgets import BUDGETS
 from gradalign.selection.budgets.race import Budget
 from gradalign.selection.gates import GATES
@@ -17,8 +17,8 @@ from gradalign.selection.strategies import STRATEGIES
 from gradalign.selection.strategy import Size, Strategy, choose
 
 __all__ = [
-    "BUDGETS", "GATES", "PICKS", "RANKS", "STRATEGIES", "Budget", "Size", "Strategy", "choose", "compose",
-    "find_budget", "find_strategy",
+    "BUDGETS", "GATES", "PICKS", "RANKS", "STRATEGIES", "Budget", "Size", "Strategy", "check_rollouts",
+    "choose", "compose", "find_budget", "find_strategy",
 ]  # fmt: skip
 
 
@@ -100,3 +100,29 @@ def find_strategy(
             f"{advice}{' (or --contributions)' if able and more else ''}, or a strategy that it can serve"
         )
     return strategy
+
+
+FEW = 4
+"""Rollouts below which a standard error says next to nothing."""
+
+
+def check_rollouts(strategy: Strategy, most: int) -> None:
+    """Refuse or warn of so few rollouts that a strategy has nothing to go by.
+
+    Args:
+        strategy: what is to choose.
+        most: rollouts that any candidate has.
+
+    Raises:
+        GradAlignError: one rollout a problem, where gradients are needed.
+    """
+    if strategy.needs_engine and most == 1:
+        raise GradAlignError(
+            "candidates: every problem has one rollout, which carries no gradient and no standard error: rewards are "
+            "compared within a problem; sample at least two of each for dot, eight for strategies with errors"
+        )
+    if strategy.needs & {"se", "t", "corr", "moves"} and most < FEW:
+        warn(
+            f"strategy {strategy.name!r} goes by standard errors, and {most} rollouts a problem give none worth the "
+            "name; take --strategy dot, or sample eight"
+        )
