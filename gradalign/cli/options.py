@@ -129,7 +129,9 @@ class SelectionOptions(Options):
     """Which strategy, and how many to choose."""
 
     strategy: str | None = None
-    """gradalign, dot, tscore, corr, guarded, ... (default: gradalign where the engine gives a cosine, else dot)."""
+    """gradalign (the paper's cosine), guarded (for rewards that are not trusted), dot, expected, tscore, corr,
+    permutation, lcb, shrunk, learnalign, accgreedy, learnability, random (default: gradalign where the engine gives a
+    cosine, else dot)."""
     gates: tuple[str, ...] = ()
     """Which may be chosen, in place of the strategy's own gates: consistent, "sound(fdr=0.1)", "band(low=0.2,
     high=0.8)"; none for none at all."""
