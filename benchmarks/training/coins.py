@@ -126,7 +126,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
     columns = ["chosen by", "seeds", "before", "last four", "best", "corrupted chosen", "rollouts to choose"]
     return (
         f"# Training with half of the problems paid by coin\n\nMean reward on {TEST} test problems, 8 responses each, "
-        f"before training and after each of {ROUNDS} rounds of {STEPS} steps (last four: mean of the last four rounds); "
+        f"before training and after each of {ROUNDS} rounds of {STEPS} steps (last four: mean of the last four); "
         f"medians over seeds (least to largest).\n\n{markdown_table(columns, lines)}"
     )
 

@@ -38,9 +38,9 @@ class GradAlignConfig(GRPOConfig):
     """
 
     strategy: str | None = _help(
-        "Which problems are preferred: gradalign (the paper's cosine), guarded (for rewards that are not trusted), dot, "
-        "expected, tscore, corr, permutation, lcb, shrunk, learnalign, accgreedy, learnability, static, random; off trains on everything, as stock TRL (default: gradalign; in mode batch dot, which needs no "
-        "cosine)."
+        "Which problems are preferred: gradalign (the paper's cosine), guarded (for rewards that are not trusted), "
+        "dot, expected, tscore, corr, permutation, lcb, shrunk, learnalign, accgreedy, learnability, static, random; "
+        "off trains on everything, as stock TRL (default: gradalign; in mode batch dot, which needs no cosine)."
     )
     gates: list[str] | None = field(
         default=None,
