@@ -43,6 +43,9 @@ RACED = ("guarded", "expected", "corr", "dot", "guarded_dot")
 RACES = ((Racing(screen=4, mean=10), 16), (Racing(screen=4, mean=10), 32), (Racing(screen=8, mean=16), 32))
 """Races, and the most rollouts that a candidate may have in each."""
 
+RIVAL, SPARED = 32, 0.4
+"""Rollouts of the fixed budget that races are compared with, and the share of it that they were to make do with."""
+
 CHOICES: dict[str, Strategy] = {
     **{
         name: STRATEGIES[name]
@@ -103,6 +106,7 @@ def measure_noise(policy: Policy, plan: NoisePlan, results: Results, data: Path,
 def choices(arm: Arm, plan: NoisePlan, seed: int) -> list[dict[str, Any]]:
     """Every strategy's choice from one arm, as rows without arm and seed."""
     places, setting = plan.choose, plan.setting
+    trusted = setting.validation * setting.validation_rollouts
     best = set(np.argsort(-arm.gain, kind="stable")[:places].tolist())
     rows = []
 
@@ -113,16 +117,21 @@ def choices(arm: Arm, plan: NoisePlan, seed: int) -> list[dict[str, Any]]:
             "strategy": name, "budget": budget, "rollouts": rollouts, "chosen": len(chosen),
             "corrupted_share": float(arm.corrupted[chosen].mean()) if chosen else 0.0,
             "oracle_overlap": len(best & set(chosen)) / places, "gain": gain,
-            "rollouts_spent": spent + setting.validation * setting.validation_rollouts,
+            "rollouts_spent": spent + trusted,
         })  # fmt: skip
 
-    for n in (*setting.rollouts, setting.truth):
+    oracles = {name: STRATEGIES[strategy] for name, strategy in ORACLES.items()}
+    for n, strategies in [*((n, CHOICES) for n in setting.rollouts), (setting.truth, oracles)]:
         alignments = arm.alignments(np.full(setting.problems, n))
-        oracles = {name: STRATEGIES[strategy] for name, strategy in ORACLES.items()}
-        for name, strategy in (oracles if n == setting.truth else CHOICES).items():
+        for name, strategy in strategies.items():
             choose(alignments, strategy, Size(top=places), seed)
             row(name, "fixed", n, n * setting.problems, alignments)
-    for racing, most in RACES:
+    spared = int((SPARED * (RIVAL * setting.problems + trusted) - trusted) / (~arm.corrupted).sum())
+    if 2 <= spared <= setting.truth:  # what a race could reach that knew which problems are corrupted
+        alignments = arm.alignments(np.where(arm.corrupted, 1, spared))
+        choose(alignments, STRATEGIES["dot"], Size(top=places), seed)
+        row("bound_dot", "fixed", spared, spared * int((~arm.corrupted).sum()), alignments)
+    for racing, most in RACES if max(most for _, most in RACES) <= setting.truth else ():
         for name in RACED:
             raced = race(racing, CHOICES[name], Size(top=places), setting.problems, most, arm.alignments, seed)
             row(name, "racing", most, sum(raced.spent), raced.alignments)
