@@ -58,7 +58,7 @@ class DemoOptions(Options):
     """Seed of problems, coins, and sampling."""
 
 
-ARMS = ("gradalign", "corr", "random")
+ARMS = ("gradalign", "guarded", "random")
 """Strategies that the demo trains with, one after the other."""
 
 
@@ -148,7 +148,7 @@ def train(
         args = GradAlignConfig(
             str(out), strategy=strategy, steps_per_round=options.steps_per_round, seed=options.seed,
             max_steps=options.rounds * options.steps_per_round, chunk=max(1, len(pool) // 2), top=32, rollouts=16,
-            validation_rollouts=16, contributions=strategy == "corr", noise_patience=0,
+            validation_rollouts=16, contributions=strategy == "guarded", noise_patience=0,
             per_device_train_batch_size=256, num_generations=16, max_completion_length=16, learning_rate=5e-5,
             lr_scheduler_type="constant", scale_rewards="none", gradient_checkpointing=False, eval_strategy="epoch",
             eval_on_start=True, per_device_eval_batch_size=512, num_generations_eval=8, save_total_limit=1,

@@ -35,7 +35,7 @@ class Strategy:
     @property
     def prefers(self) -> str:
         """In a few words, for tables."""
-        gates = [spec(gate, GATES) for gate in self.gates]
+        gates = [f"gate {spec(gate, GATES)}" for gate in self.gates]
         return f"{'; '.join([self.rank.prefers, *gates])}{', once before training' if self.once else ''}"
 
     @property

@@ -34,7 +34,7 @@ class Expected:
     """
 
     needs: ClassVar[Needs] = frozenset({"moves", "dot", "se"})
-    prefers: ClassVar[str] = "gain along it, times the chance that the reward is sound"
+    prefers: ClassVar[str] = "gain along it, if the reward is sound"
 
     worth: Literal["gain", "learnability", "one"] = "gain"
     purity: Annotated[float, Field(ge=0)] = 1.0
