@@ -18,8 +18,6 @@ from scipy.special import expit, logit
 from gradalign.alignment.record import Alignment, Floats
 from gradalign.problems.schema import uniform_hash
 
-MOVED, LIKELY = "moves", "logprobs"
-
 
 def deviate(corr: Floats, count: Floats) -> Floats:
     """The normal deviate that is as unlikely as Pearson's ``corr`` over ``count`` pairs of independent normal data.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
-class Limits:
+class Limits(ABC):
     """Limits that a pick keeps to; the picks inherit them.
 
     Shares are of the places asked for, rounded down (of ``explore``, to the nearest number).
@@ -52,9 +53,10 @@ class Limits:
             chosen = self._within(draws, alignments, count, 0, chosen)
         return chosen
 
+    @abstractmethod
     def order(self, alignments: Sequence[Alignment], count: int, seed: int) -> Iterable[int]:
         """Indices of the alignments, which come best first, in the order in which they are wanted."""
-        raise NotImplementedError
+        ...
 
     def _within(
         self, order: Iterable[int], alignments: Sequence[Alignment], count: int, free: int, chosen: list[int]
