@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,32 @@ def test_strategies_sample_only_what_they_need(gradalign: Run, select: list[Any]
         assert {p.name for p in (run / "round-0000").iterdir()} == files
         assert len(choice(run)) == 4
         assert len(read_alignments(run / "round-0000" / "alignments.parquet")) == 20
+
+
+def test_a_recipe_puts_a_strategy_together(gradalign: Run, select: list[Any], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "gates: [consistent, 'band(low=0.2, high=0.9)']\nrank: 'lcb(level=0.8)'\n"
+        "pick: \"top(caps={'*': 0.34}, explore=0.2)\"\nengine: directional\ncorrupt: 0.5\ntop: 9\n"
+    )
+    ran = gradalign(*select, "--config", recipe)
+    assert ran.status == 0, ran.err
+    rows = read_alignments(tmp_path / "run" / "round-0000" / "alignments.parquet")
+    coin = Coin(0.5)
+    refused = [a for a in rows if a.gate == "consistent"]
+    assert refused
+    assert all(coin.corrupts(a.key) and not a.selected for a in refused)
+    line = next(line for line in ran.out.splitlines() if "refused by gate consistent" in line)
+    assert line.split("│")[2].strip() == str(len(refused))
+    chosen = [a for a in rows if a.selected]
+    assert all(a.gate is None and 0.2 <= (a.pass_rate or 0) <= 0.9 for a in chosen)
+    assert max(Counter(a.source for a in chosen).values()) <= 3
+    assert all(a.evidence is not None and len(a.evidence.rewards) == 8 for a in rows)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["options"]["gates"] == ["consistent", "band(low=0.2, high=0.9)"]
+    worse = gradalign(*select, "--out", tmp_path / "other", "--rank", "lcd")
+    assert (worse.status, worse.err.count("\n")) == (2, 1)
+    assert "unknown rank 'lcd'; did you mean 'lcb'" in worse.err
 
 
 def test_corruption_hits_candidates_and_never_the_validation_set(

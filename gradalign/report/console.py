@@ -122,6 +122,8 @@ def alignment_tables(alignments: Sequence[Alignment], texts: dict[str, str], cou
         [s, statuses.count(s)] for s in ("scored", "zero_variance", "no_tokens", "failed") if s in statuses
     ]
     rows += [["all", len(statuses)], ["mean pass rate", sum(rates) / len(rates) if rates else None]]
+    gates = [a.gate for a in alignments if a.gate is not None]
+    rows += [[f"refused by gate {gate}", gates.count(gate)] for gate in dict.fromkeys(gates)]
     if alignments[0].selected is not None:
         rows.append(["selected", sum(bool(a.selected) for a in alignments)])
     counts = table("problems", ["status", "problems"], rows)
