@@ -134,7 +134,12 @@ def _paid(group: Group, rewards: np.ndarray, count: int) -> Group:
 
 def tables(rows: list[dict[str, Any]]) -> str:
     """The Markdown."""
-    parts = ["# Coins on SmolLM2-135M-Instruct\n", str(__doc__).split("\n\n")[2] + "\n"]
+    chosen = max(row["chosen"] for row in rows)
+    parts = [
+        "# Coins on SmolLM2-135M-Instruct\n",
+        f"MAWPS word problems whose rewards vary; half of them are paid by a fair coin, another half for every seed, and "
+        f"{chosen} are chosen, a quarter. The oracle's choice is by dot over all rollouts, paid correctly.\n",
+    ]
     for what in ("corrupted_share", "oracle_overlap"):
         lines = []
         for name in CHOICES:
