@@ -137,8 +137,8 @@ def tables(rows: list[dict[str, Any]]) -> str:
     chosen = max(row["chosen"] for row in rows)
     parts = [
         "# Coins on SmolLM2-135M-Instruct\n",
-        "MAWPS word problems whose rewards vary; half of them are paid by a fair coin, another half for every seed, and "
-        f"a quarter of them, {chosen}, are chosen. The oracle's choice is by dot over all rollouts, paid correctly.\n",
+        "MAWPS problems whose rewards vary; half of them are paid by a fair coin, another half for every seed, and "
+        f"a quarter, {chosen}, are chosen. The oracle's choice is by dot over all rollouts, paid correctly.\n",
     ]
     for what in ("corrupted_share", "oracle_overlap"):
         lines = []
