@@ -19,6 +19,7 @@ from gradalign.problems.read import read_problems
 from gradalign.problems.schema import prompt_text
 from gradalign.rewards.coin import Coin
 from gradalign.selection import STRATEGIES, Size, choose
+from gradalign.selection.parts import FROM_ROLLOUTS
 
 
 def main(run: Path) -> None:
@@ -45,9 +46,9 @@ def main(run: Path) -> None:
     print(f"| problems | {' | '.join(map(str, counts))} |\n")
 
     print("| strategy | corrupted among the best 1/8 | among the best 1/4 |\n|---|---|---|")
-    served = provides(options["engine"], options["contributions"])
+    served = provides(options["engine"], options["contributions"]) | FROM_ROLLOUTS
     for name, strategy in STRATEGIES.items():
-        if strategy.needs_engine and strategy.needs not in served:
+        if not strategy.needs <= served:
             continue
         shares = []
         for part in (8, 4):
