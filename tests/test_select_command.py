@@ -304,7 +304,7 @@ def test_demo(tmp_path: Path) -> None:
                   "chosen.jsonl", "round 1: step 2", "test after step 2", "rollouts to choose"):  # fmt: skip
         assert words in done.stdout, words
     assert len(choice(tmp_path / "d")) == 6
-    for strategy in ("gradalign", "corr", "random"):
+    for strategy in ("gradalign", "guarded", "random"):
         assert (tmp_path / "d" / f"train-{strategy}" / "model" / "model.safetensors").exists()
 
 
