@@ -32,7 +32,7 @@ from gradalign.problems.embedded import make_pool
 from gradalign.rewards.base import Reward
 from gradalign.rewards.countdown import countdown
 from gradalign.rollouts.sample import Sampling
-from gradalign.rollouts.sampler import PolicySampler
+from gradalign.rollouts.sampler import PolicySampler, sampled
 from gradalign.selection.audit import LISTS, audit
 from gradalign.selection.evidence import p_values
 
@@ -89,13 +89,7 @@ def _sampled(policy: Policy, plan: AuditPlan, seed: int) -> list[Group]:
     """Candidates, then validation groups."""
     made = make_pool("mixed", plan.problems + plan.validation, seed)
     sampling = Sampling(max(plan.rollouts), max_new_tokens=16, seed=seed, batch_rollouts=4096)
-    sampler = PolicySampler(policy, Reward("countdown", countdown), sampling)
-    prompts = sampler.prompts(made)
-    groups = {}
-    for batch in sampler.batches(prompts):
-        for group in sampler.sample([made[i] for i in batch], [prompts[i] for i in batch]):
-            groups[group.key] = group
-    return [groups[problem.key] for problem in made]
+    return sampled(PolicySampler(policy, Reward("countdown", countdown), sampling), made)
 
 
 def _measured(policy: Policy, plan: AuditPlan, seed: int, groups: Sequence[Group], count: int) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from gradalign.problems.schema import Problem, uniform_hash
 from gradalign.rewards.base import Reward
 from gradalign.rewards.countdown import countdown
 from gradalign.rollouts.sample import Sampling
-from gradalign.rollouts.sampler import PolicySampler
+from gradalign.rollouts.sampler import PolicySampler, sampled
 
 ARMS = ("coins", "matched_coins", "wrong_gold", "stale")
 OBJECTIVE = Objective()
@@ -179,14 +179,7 @@ class Seed:
     def _sampled(self, policy: Policy, problems: Sequence[Problem], rollouts: int, stage: str) -> list[Group]:
         done = self.progress(f"seed {self.seed}: {stage}", len(problems))
         sampling = Sampling(rollouts, max_new_tokens=16, seed=self.seed, batch_rollouts=4096)
-        sampler = PolicySampler(policy, Reward("countdown", countdown), sampling)
-        prompts = sampler.prompts(problems)
-        found: dict[str, Group] = {}
-        for batch in sampler.batches(prompts):
-            for group in sampler.sample([problems[i] for i in batch], [prompts[i] for i in batch]):
-                found[group.key] = group
-            done(len(batch))
-        return [found[problem.key] for problem in problems]
+        return sampled(PolicySampler(policy, Reward("countdown", countdown), sampling), problems, done)
 
     def _paid(self, arm: str, groups: Sequence[Group]) -> list[Group]:
         """The groups, corrupted ones with the arm's rewards."""

@@ -26,7 +26,7 @@ from gradalign.files import read_json, write_json
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
 from gradalign.rollouts.collect import joined, shared_out
-from gradalign.rollouts.sampler import Sampler
+from gradalign.rollouts.sampler import Sampler, sampled
 from gradalign.selection import Size, choose
 
 
@@ -93,15 +93,7 @@ class BatchFilter(Curriculum):
         chunk = [self.pool[i] for i in self.chunks[batch]]
         mine = shared_out(chunk, sampler, self.processes)
 
-        def work() -> list[Group]:
-            prompts = sampler.prompts(mine)
-            made: dict[str, Group] = {}
-            for numbers in sampler.batches(prompts):
-                groups = sampler.sample([mine[i] for i in numbers], [prompts[i] for i in numbers])
-                made |= {group.key: group for group in groups}
-            return [made[problem.key] for problem in mine]
-
-        groups = joined(self.processes.together(work), len(chunk), self.processes)
+        groups = joined(self.processes.together(lambda: sampled(sampler, mine)), len(chunk), self.processes)
         if self.plan.strategy.needs_engine:
             assert self.followed is not None, "begin() was not called"
             scorer = self.plan.scorer(policy, self.processes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Protocol, Self
 
@@ -116,6 +116,23 @@ class PolicySampler:
         rewards = self.reward(problem, texts, ids, self.sampling.first)
         rollouts = [rollout_of(r, value) for r, value in zip(responses, rewards, strict=True)]
         return Group(problem.key, prompt, rollouts, problem.source, self.policy.fingerprint)
+
+
+def sampled(
+    sampler: Sampler, problems: Sequence[Problem], done: Callable[[int], None] = lambda problems: None
+) -> list[Group]:
+    """The groups of the problems, in their order, kept in memory alone; ``done`` is told of each batch's problems.
+
+    Raises:
+        GradAlignError: a prompt that leaves no room for a response; a reward that fails.
+    """
+    prompts = sampler.prompts(problems)
+    found: dict[str, Group] = {}
+    for batch in sampler.batches(prompts):
+        groups = sampler.sample([problems[i] for i in batch], [prompts[i] for i in batch])
+        found |= {group.key: group for group in groups}
+        done(len(batch))
+    return [found[problem.key] for problem in problems]
 
 
 def rollout_of(response: Response, reward: float) -> Rollout:

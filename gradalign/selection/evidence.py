@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import expit, logit
 
-from gradalign.alignment.record import Alignment, Floats
+from gradalign.alignment.record import Alignment, Evidence, Floats
 from gradalign.problems.schema import uniform_hash
 
 
@@ -28,9 +28,22 @@ def deviate(corr: Floats, count: Floats) -> Floats:
     corr, count = np.asarray(corr, np.float64), np.asarray(count, np.float64)
     freedom = np.maximum(count - 2, 1)
     t = corr * np.sqrt(freedom / np.maximum(1 - corr**2, 1e-12))
+    return np.where(count > 2, normal(t, freedom), 0.0)
+
+
+def normal(t: Floats, freedom: Floats) -> Floats:
+    """Normal deviates that are as unlikely as Student's t-values with ``freedom`` degrees of freedom; within 38."""
     # By the tail that is small, so that no precision is lost.
     z = np.where(t > 0, -stats.norm.ppf(stats.t.sf(t, freedom)), stats.norm.ppf(stats.t.cdf(t, freedom)))
-    return np.where(count > 2, np.clip(z, -38, 38), 0.0)
+    return np.clip(z, -38, 38)
+
+
+def unequal_pay(evidence: Evidence) -> Floats:
+    """(distinct responses,) largest difference between the rewards of equal responses; 0 where one came once."""
+    order = np.argsort(evidence.responses, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(evidence.responses[order]) != 0])
+    rewards = evidence.rewards[order]
+    return np.maximum.reduceat(rewards, starts) - np.minimum.reduceat(rewards, starts)
 
 
 def predictor(alignment: Alignment, agreement: float = 0.0) -> Floats | None:

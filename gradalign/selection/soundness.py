@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from gradalign.alignment.record import Evidence, Floats
+from gradalign.selection.evidence import unequal_pay
 
 DEALS = 4
 """Dealings of each sound problem's rewards."""
@@ -36,11 +37,7 @@ def dealt(rewards: Floats, random: np.random.Generator) -> list[Floats]:
 
 def contradictions(evidence: Evidence) -> int:
     """Distinct responses that were paid differently at different times."""
-    count = int(evidence.responses.max()) + 1
-    low, high = np.full(count, np.inf), np.full(count, -np.inf)
-    np.minimum.at(low, evidence.responses, evidence.rewards)
-    np.maximum.at(high, evidence.responses, evidence.rewards)
-    return int((high > low).sum())
+    return int((unequal_pay(evidence) > 0).sum())
 
 
 def cut(evidence: Evidence, count: int, likelihood: bool) -> Evidence | None:

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from gradalign.alignment.record import Alignment
+from gradalign.selection.evidence import unequal_pay
 from gradalign.selection.parts import Needs
 
 
@@ -37,10 +36,4 @@ class Consistent:
 
 def spread_of_equals(alignment: Alignment) -> float:
     """Largest difference of the rewards of equal responses."""
-    evidence = alignment.evidence
-    if evidence is None:
-        return 0.0
-    order = np.argsort(evidence.responses, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(evidence.responses[order]) != 0])
-    rewards = evidence.rewards[order]
-    return float((np.maximum.reduceat(rewards, starts) - np.minimum.reduceat(rewards, starts)).max())
+    return 0.0 if alignment.evidence is None else float(unequal_pay(alignment.evidence).max())

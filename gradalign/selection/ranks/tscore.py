@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from scipy import stats
+import numpy as np
 
 from gradalign.alignment.record import Alignment
+from gradalign.selection.evidence import normal
 from gradalign.selection.parts import Needs
 
 
@@ -26,13 +27,11 @@ class TScore:
 
     def scores(self, alignments: Sequence[Alignment], seed: int) -> list[float | None]:
         """See `gradalign.selection.parts.Rank`."""
-        return [None if a.numbers.t is None else _normal(a.numbers.t, a.n_rollouts - 1) for a in alignments]
+        return [
+            None if a.numbers.t is None else float(normal(np.array(a.numbers.t), np.array(max(a.n_rollouts - 1, 1))))
+            for a in alignments
+        ]
 
     def errors(self, alignments: Sequence[Alignment]) -> list[float | None]:
         """See `gradalign.selection.parts.Unsure`; scores are on the normal scale."""
         return [1.0] * len(alignments)
-
-
-def _normal(t: float, freedom: int) -> float:
-    tail = float(stats.norm.isf(stats.t.sf(abs(t), max(freedom, 1))))
-    return min(tail, 38.0) * (1 if t > 0 else -1)
