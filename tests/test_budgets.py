@@ -13,13 +13,14 @@ from scipy import stats
 
 from gradalign.alignment.record import Alignment, Evidence, Floats, Numbers
 from gradalign.errors import GradAlignError
+from gradalign.parts import parse
 from gradalign.policy.group import Status
 from gradalign.selection import BUDGETS, GATES, RANKS, STRATEGIES, Size, Strategy, choose, compose, find_budget
 from gradalign.selection.budgets import prior
 from gradalign.selection.budgets.fixed import Fixed
 from gradalign.selection.budgets.race import Counts, Raced, Standing, race
 from gradalign.selection.budgets.racing import DECIDED, Racing, openness
-from gradalign.selection.parts import Unsure, parse
+from gradalign.selection.parts import Unsure
 from gradalign.selection.ranks.expected import Expected
 
 DOT = STRATEGIES["dot"]

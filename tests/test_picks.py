@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from gradalign.alignment.record import Alignment, Numbers
 from gradalign.errors import GradAlignError
+from gradalign.parts import parse, spec
 from gradalign.selection import GATES, PICKS, RANKS, STRATEGIES, Size, choose, compose
-from gradalign.selection.parts import parse, spec
 from gradalign.selection.picks.diverse import Diverse
 from gradalign.selection.picks.sample import Sample
 from gradalign.selection.picks.top import Top

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "gradalign"
 ORDER = [
-    "errors", "processes", "files", "rows", "problems", "rewards", "policy", "rollouts", "alignment", "selection",
+    "errors", "parts", "processes", "files", "rows", "problems", "rewards", "policy", "rollouts", "alignment", "selection",
     "curriculum", "trainers", "report", "bench", "config", "cli", "__main__",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))

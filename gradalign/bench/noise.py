@@ -21,12 +21,12 @@ from gradalign.alignment.align import Progress, silent
 from gradalign.alignment.record import Alignment
 from gradalign.bench.noise_data import ARMS, Arm, Seed, Setting
 from gradalign.bench.results import Results
+from gradalign.parts import spec
 from gradalign.policy.load import Policy
 from gradalign.selection import STRATEGIES, Size, Strategy, choose, compose
 from gradalign.selection.budgets import BUDGETS
 from gradalign.selection.budgets.race import race
 from gradalign.selection.budgets.racing import Racing
-from gradalign.selection.parts import spec
 
 DEFAULT = "guarded"
 """The pre-registered strategy."""

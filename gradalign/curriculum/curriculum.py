@@ -25,6 +25,7 @@ from gradalign.curriculum.numbers import counted, spent, summary
 from gradalign.curriculum.round import RoundPlan, run_round, write_choice
 from gradalign.curriculum.state import DIRECTION, State
 from gradalign.errors import GradAlignError
+from gradalign.parts import spec
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
 from gradalign.problems.schema import Problem, fingerprint, uniform_hash
@@ -32,7 +33,6 @@ from gradalign.processes import ALONE, Processes
 from gradalign.rollouts.sampler import Sampler
 from gradalign.selection import BUDGETS
 from gradalign.selection.budgets.prior import seen, together
-from gradalign.selection.parts import spec
 
 
 class Curriculum:

@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 
 from gradalign.alignment.engines import ENGINES, provides
-from gradalign.errors import GradAlignError, nearest, warn
+from gradalign.errors import GradAlignError, warn
+from gradalign.parts import find, parse
 from gradalign.selection.budgets import BUDGETS
 from gradalign.selection.budgets.race import Budget
 from gradalign.selection.gates import GATES
-from gradalign.selection.parts import FROM_ROLLOUTS, parse
+from gradalign.selection.parts import FROM_ROLLOUTS
 from gradalign.selection.picks import PICKS
 from gradalign.selection.ranks import RANKS
 from gradalign.selection.strategies import STRATEGIES
@@ -34,10 +35,7 @@ def compose(name: str | None, gates: Sequence[str] = (), rank: str | None = None
     Raises:
         GradAlignError: an unknown name, part or parameter.
     """
-    name = name or "gradalign"
-    if name not in STRATEGIES:
-        raise GradAlignError(f"unknown strategy {name!r}{nearest(name, STRATEGIES)}")
-    strategy = STRATEGIES[name]
+    strategy = find(name or "gradalign", STRATEGIES, "strategy")
     if not gates and rank is None and pick is None:
         return strategy
     if gates:

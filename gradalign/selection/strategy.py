@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gradalign.alignment.record import Alignment
+from gradalign.parts import spec
 from gradalign.problems.schema import uniform_hash
 from gradalign.selection.gates import GATES
-from gradalign.selection.parts import FROM_ROLLOUTS, Gate, Needs, Pick, Rank, spec
+from gradalign.selection.parts import FROM_ROLLOUTS, Gate, Needs, Pick, Rank
 from gradalign.selection.picks import PICKS
 from gradalign.selection.picks.top import Top
 from gradalign.selection.ranks import RANKS

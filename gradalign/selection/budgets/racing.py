@@ -17,10 +17,11 @@ from scipy import stats
 
 from gradalign.alignment.record import Alignment, Floats
 from gradalign.errors import GradAlignError
+from gradalign.parts import spec
 from gradalign.selection.budgets.prior import beta_of, chance_to_vary, rates, seen, together
 from gradalign.selection.budgets.race import Counts, Standing
 from gradalign.selection.gates import GATES
-from gradalign.selection.parts import Unsure, spec
+from gradalign.selection.parts import Unsure
 from gradalign.selection.strategy import Strategy
 
 DECIDED = 4.0

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from gradalign.parts import Registry
 from gradalign.selection.gates.band import Band
 from gradalign.selection.gates.consistent import Consistent
 from gradalign.selection.gates.sound import Sound
 from gradalign.selection.parts import Gate
 
-GATES: dict[str, type[Gate]] = {"sound": Sound, "consistent": Consistent, "band": Band}
+GATES: Registry[type[Gate]] = Registry(
+    "gradalign.gates", {"sound": Sound, "consistent": Consistent, "band": Band}, ("needs", "final", "passes")
+)
 """Gate name -> class."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gradalign.parts import Registry
 from gradalign.selection.parts import Rank
 from gradalign.selection.ranks.accgreedy import AccGreedy
 from gradalign.selection.ranks.corr import Corr
@@ -17,19 +18,23 @@ from gradalign.selection.ranks.random import Random
 from gradalign.selection.ranks.shrunk import Shrunk
 from gradalign.selection.ranks.tscore import TScore
 
-RANKS: dict[str, type[Rank]] = {
-    "cosine": Cosine,
-    "dot": Dot,
-    "tscore": TScore,
-    "corr": Corr,
-    "permutation": Permutation,
-    "lcb": LowerBound,
-    "shrunk": Shrunk,
-    "expected": Expected,
-    "magnitude": Magnitude,
-    "learnability": Learnability,
-    "learnalign": LearnAlign,
-    "accgreedy": AccGreedy,
-    "random": Random,
-}
+RANKS: Registry[type[Rank]] = Registry(
+    "gradalign.ranks",
+    {
+        "cosine": Cosine,
+        "dot": Dot,
+        "tscore": TScore,
+        "corr": Corr,
+        "permutation": Permutation,
+        "lcb": LowerBound,
+        "shrunk": Shrunk,
+        "expected": Expected,
+        "magnitude": Magnitude,
+        "learnability": Learnability,
+        "learnalign": LearnAlign,
+        "accgreedy": AccGreedy,
+        "random": Random,
+    },
+    ("needs", "prefers", "scores"),
+)
 """Rank name -> class."""
