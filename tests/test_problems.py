@@ -96,8 +96,8 @@ def test_a_mapped_field_that_is_missing_offers_the_nearest(tmp_path: Path) -> No
     [
         ("embedded:mixd", "unknown embedded pool 'mixd'; did you mean 'mixed'"),
         ("embedded:mixed?sise=3", "unknown setting 'sise'; did you mean 'size'"),
-        ("embedded:mixed?size=many", "size is 'many'; write a whole number"),
-        ("embedded:mixed?size=0", "size 0"),
+        ("embedded:mixed?size=many", "size is 'many': should be a valid integer"),
+        ("embedded:mixed?size=0", "size is '0': should be greater"),
         ("embedded:countdown?size=99999999", "fewer|only about"),
     ],
 )

@@ -1,161 +1,117 @@
-"""Reading pools: JSONL and Parquet files, and the embedded problems, with common fields recognised or mapped."""
+"""Reading pools: any reader's rows made problems, repeats left out and counted, rows that cannot be used reported."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qsl
+from dataclasses import dataclass, field
 
-from gradalign.errors import GradAlignError, nearest, warn
-from gradalign.problems.embedded import POOLS, make_pool
-from gradalign.problems.schema import Problem, Prompt, content_key, identity, normalised
-from gradalign.rows import Row, read_rows
+from gradalign.errors import GradAlignError, warn
+from gradalign.problems.fields import FieldMap, to_problem
+from gradalign.problems.pool import Pool
+from gradalign.problems.readers import open_reader
+from gradalign.problems.schema import Problem, normalised
+from gradalign.rows import Refuse, stop
 
-PROMPT_FIELDS = ("prompt", "question", "problem", "input")
-ANSWER_FIELDS = ("answer", "ground_truth", "target", "solution")
-
-
-@dataclass(frozen=True, slots=True)
-class FieldMap:
-    """Names of the fields to read; None means to recognise a common name (`PROMPT_FIELDS`, `ANSWER_FIELDS`)."""
-
-    prompt: str | None = None
-    answer: str | None = None
-    key: str | None = None
-    source: str | None = None
+SHOWN = 3
+"""Rows that cannot be used named in a warning."""
 
 
-def read_problems(spec: str, fields: FieldMap = FieldMap()) -> list[Problem]:
-    """Read a pool.
+@dataclass(slots=True)
+class Reading:
+    """What became of a pool's rows; ``rows`` is the sum of ``problems``, ``repeats`` and ``refused``.
 
-    An answer that holds ``####`` (GSM8K) is what follows it; the whole text is kept as metadata ``solution``. Rows with
-    the same prompt up to white space are one problem: the first stands, the others are counted in a warning.
+    Attributes:
+        label: how messages call the pool.
+        rows: that were there.
+        problems: that they made.
+        repeats: rows whose prompt an earlier row has.
+        conflicts: repeats with another answer.
+        refused: rows that cannot be used.
+        reasons: why, of the first `SHOWN`.
+    """
+
+    label: str
+    rows: int = 0
+    problems: int = 0
+    repeats: int = 0
+    conflicts: int = 0
+    refused: int = 0
+    reasons: list[str] = field(default_factory=list)
+    first: Counter[str] = field(default_factory=Counter)
+
+    def refuse(self, error: GradAlignError) -> None:
+        """Count a row that cannot be used."""
+        self.rows += 1
+        self.refused += 1
+        if len(self.reasons) < SHOWN:
+            self.reasons.append(str(error).removeprefix(f"{self.label}:"))
+
+    def say(self) -> None:
+        """Warn of what was left out."""
+        if self.repeats:
+            differ = f", {self.conflicts} of them with another answer (row {self.first['conflict']})"
+            warn(
+                f"{self.label}: {self.repeats} of {self.rows} rows repeat an earlier prompt and are left out (first: "
+                f"row {self.first['repeat']}){differ if self.conflicts else ''}"
+            )
+        if self.refused:
+            more = f"; and {self.refused - SHOWN} more" if self.refused > SHOWN else ""
+            warn(
+                f"{self.label}: {self.refused} of {self.rows} rows cannot be used and are left out: row "
+                f"{'; row '.join(self.reasons)}{more}"
+            )
+
+
+def read_problems(spec: str, fields: FieldMap = FieldMap(), skip: bool = False) -> Pool:
+    """Read a pool, whatever its size, in constant memory.
+
+    Rows with the same prompt up to white space are one problem: the first stands, the others are counted in a warning.
 
     Args:
-        spec: a ``.jsonl`` or ``.parquet`` file, or ``embedded:NAME?size=256&seed=0``.
+        spec: a path, or ``scheme:NAME?setting=value``; see `gradalign.problems.readers`.
         fields: which fields to read where names are not common ones.
+        skip: leave out rows that cannot be used, count them, and name the first in a warning, instead of stopping.
 
     Raises:
         GradAlignError: missing or unreadable file, missing or mis-typed field, one key with two prompts, no problem.
     """
-    if spec.startswith("embedded:"):
-        return _embedded(spec)
-    path = Path(spec).expanduser()
-    by_key: dict[str, tuple[Problem, int]] = {}
-    by_text: dict[str, tuple[Problem, int]] = {}
-    repeats, conflicts = [], []
-    for number, row in read_rows(path):
-        problem = _problem(row, fields, f"{path}:{number}", path.stem)
-        text = identity(problem.prompt)
-        if problem.key in by_key and identity(by_key[problem.key][0].prompt) != text:
-            raise GradAlignError(
-                f"{path}:{number}: key {problem.key!r} already names another prompt (row {by_key[problem.key][1]}); "
-                "give each problem a key of its own, or leave the field out"
-            )
-        if text in by_text:
-            repeats.append(number)
-            if by_text[text][0].answer != problem.answer:
-                conflicts.append(number)
-            continue
-        by_key[problem.key] = by_text[text] = (problem, number)
-    if not by_key:
-        raise GradAlignError(f"{path}: holds no problem; write one problem a row")
-    if repeats:
-        differ = f", {len(conflicts)} of them with another answer (row {conflicts[0]})" if conflicts else ""
-        warn(
-            f"{path}: {len(repeats)} of {len(by_text) + len(repeats)} rows repeat an earlier prompt and are left out "
-            f"(first: row {repeats[0]}){differ}"
+    reader = open_reader(spec)
+    pool, reading, names = Pool(), Reading(reader.label), fields.over(reader.fields)
+    refuse: Refuse = reading.refuse if skip else stop
+    for number, row in reader.rows(refuse):
+        where = f"{reader.label}:{number}"
+        try:
+            _take(to_problem(row, names, where, reader.stem), number, where, pool, reading)
+        except GradAlignError as error:
+            refuse(error)
+    if not pool:
+        if reading.refused:
+            raise GradAlignError(f"{reader.label}: none of {reading.rows} rows can be used: row {reading.reasons[0]}")
+        raise GradAlignError(f"{reader.label}: holds no problem; write one problem a row")
+    reading.say()
+    return pool
+
+
+def _take(problem: Problem, number: int, where: str, pool: Pool, reading: Reading) -> None:
+    earlier = pool.add(problem, number)
+    if earlier is None:
+        reading.problems += 1
+    elif not earlier.same_prompt:
+        raise GradAlignError(
+            f"{where}: key {problem.key!r} already names another prompt (row {earlier.number}); "
+            "give each problem a key of its own, or leave the field out"
         )
-    return [problem for problem, _ in by_key.values()]
+    else:
+        reading.repeats += 1
+        reading.first.setdefault("repeat", number)
+        if earlier.answer != problem.answer:
+            reading.conflicts += 1
+            reading.first.setdefault("conflict", number)
+    reading.rows += 1
 
 
 def overlap(pool: Sequence[Problem], validation: Sequence[Problem]) -> list[str]:
     """Keys of the pool's problems whose normalised prompt is also in the validation set, in pool order."""
     held = {normalised(problem.prompt) for problem in validation}
     return [problem.key for problem in pool if normalised(problem.prompt) in held]
-
-
-def _embedded(spec: str) -> list[Problem]:
-    name, _, query = spec.removeprefix("embedded:").partition("?")
-    if name not in POOLS:
-        raise GradAlignError(f"{spec}: unknown embedded pool {name!r}{nearest(name, POOLS)}")
-    settings = {"size": "256", "seed": "0"}
-    for option, value in parse_qsl(query, keep_blank_values=True):
-        if option not in settings:
-            raise GradAlignError(f"{spec}: unknown setting {option!r}{nearest(option, settings)}")
-        if not (value.isascii() and value.isdigit()):
-            raise GradAlignError(f"{spec}: {option} is {value!r}; write a whole number")
-        settings[option] = value
-    if int(settings["size"]) == 0:
-        raise GradAlignError(f"{spec}: a pool of size 0; ask for at least one problem")
-    try:
-        return make_pool(name, int(settings["size"]), int(settings["seed"]))
-    except ValueError as error:
-        raise GradAlignError(f"{spec}: {error}") from error
-
-
-def _problem(row: Row, fields: FieldMap, where: str, stem: str) -> Problem:
-    prompt_field = _field(row, fields.prompt, PROMPT_FIELDS, "prompt", where)
-    prompt = _prompt(row[prompt_field], f"{where}: field {prompt_field!r}")
-    answer_field = _field(row, fields.answer, ANSWER_FIELDS, "answer", where)
-    answer = _text(row[answer_field], f"{where}: field {answer_field!r}")
-    metadata = {n: None if v != v else v for n, v in row.items() if n not in (prompt_field, answer_field)}
-    if "####" in answer:
-        metadata["solution"], answer = answer, answer.rsplit("####", 1)[1].strip()
-    key_field = fields.key or ("key" if row.get("key") is not None else None)
-    key = content_key(prompt)
-    if key_field is not None:
-        _field(row, key_field, (), "key", where)
-        key = _text(row[key_field], f"{where}: field {key_field!r}")
-        metadata.pop(key_field, None)
-    source = row.get(fields.source or "source")
-    if fields.source is not None:
-        _field(row, fields.source, (), "source", where)
-    metadata.pop(fields.source or "source", None)
-    return Problem(key, prompt, answer, stem if source is None else str(source), metadata)
-
-
-def _field(row: Row, named: str | None, common: Sequence[str], what: str, where: str) -> str:
-    if named is not None:
-        if named not in row:
-            raise GradAlignError(f"{where}: field {named!r} is missing{nearest(named, row)}; map it by --{what}-field")
-        return named
-    for name in common:
-        if row.get(name) is not None:
-            return name
-    raise GradAlignError(
-        f"{where}: no field for the {what} (looked for {', '.join(common)}; the row has {', '.join(row) or 'none'}); "
-        f"name it by --{what}-field"
-    )
-
-
-def _prompt(value: Any, where: str) -> Prompt:
-    if isinstance(value, str) and value.strip():
-        return value
-    messages = isinstance(value, list) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
-    )
-    if messages and value:
-        return [{"role": m["role"], "content": m["content"]} for m in value]
-    raise GradAlignError(
-        f'{where} is {_short(value)}; write a text, or chat messages [{{"role": "user", "content": "..."}}]'
-    )
-
-
-def _text(value: Any, where: str) -> str:
-    if isinstance(value, str) and value.strip():
-        return value
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
-        return str(value)
-    raise GradAlignError(f"{where} is {_short(value)}; write a text or a number")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return (
-        "empty" if value in (None, "", []) else f"{type(value).__name__} {text[:40]}{'...' if len(text) > 40 else ''}"
-    )

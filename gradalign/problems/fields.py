@@ -1,0 +1,155 @@
+"""From a row to a problem: common field names are recognised, others are mapped, nested ones are written with dots."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from gradalign.errors import GradAlignError, nearest
+from gradalign.problems.schema import Problem, Prompt, content_key
+from gradalign.rows import Row
+
+PROMPT_FIELDS = ("prompt", "question", "problem", "input")
+ANSWER_FIELDS = ("answer", "ground_truth", "target", "solution", "reward_model.ground_truth")
+KEY_FIELDS = ("key", "extra_info.key")
+SOURCE_FIELDS = ("source", "data_source")
+LONGEST = 1_000_000
+"""Characters of a prompt or an answer; longer ones are a mistake of whoever wrote the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class FieldMap:
+    """Names of the fields to read, ``outer.inner`` for nested ones; None means to recognise a common name."""
+
+    prompt: str | None = None
+    answer: str | None = None
+    key: str | None = None
+    source: str | None = None
+
+    def over(self, other: FieldMap) -> FieldMap:
+        """This map, and ``other`` where this one says nothing."""
+        return FieldMap(*(getattr(self, f.name) or getattr(other, f.name) for f in fields(self)))
+
+
+def to_problem(row: Row, names: FieldMap, where: str, stem: str) -> Problem:
+    """The problem that a row holds.
+
+    An answer that holds ``####`` (GSM8K) is what follows it; the whole text is kept as metadata ``solution``. Rows of
+    verl's form are recognised: the answer is in ``reward_model``, and what our own writer put into ``extra_info`` comes
+    out again. Every other field is metadata.
+
+    Args:
+        row: field name -> value.
+        names: which fields to read.
+        where: file and row, for messages.
+        stem: source of a row that brings none.
+
+    Raises:
+        GradAlignError: a field is missing or holds what it cannot.
+    """
+    prompt_field = _field(row, names.prompt, PROMPT_FIELDS, "prompt", where)
+    prompt = _prompt(_get(row, prompt_field), f"{where}: field {prompt_field!r}")
+    answer_field = _field(row, names.answer, ANSWER_FIELDS, "answer", where)
+    answer = _text(_get(row, answer_field), f"{where}: field {answer_field!r}", "answer")
+    used = {prompt_field, answer_field}
+    key, source = content_key(prompt), stem
+    key_field = _optional(row, names.key, KEY_FIELDS, "key", where)
+    if key_field is not None:
+        key = _text(_get(row, key_field), f"{where}: field {key_field!r}", "key")
+        used.add(key_field)
+    source_field = _optional(row, names.source, SOURCE_FIELDS, "source", where)
+    if source_field is not None:
+        value = _get(row, source_field)
+        source = stem if value is None else str(value)
+        used.add(source_field)
+    metadata = {n: None if v != v else v for n, v in row.items() if n not in used}
+    if "####" in answer:
+        metadata["solution"], answer = answer, answer.rsplit("####", 1)[1].strip()
+        if not answer:
+            raise GradAlignError(f"{where}: field {answer_field!r} has nothing after ####; write the answer there")
+    if isinstance(written := _get(row, "extra_info.metadata"), str) and "reward_model" in row:
+        metadata = _restored(written, where)
+    return Problem(key, prompt, answer, source, metadata)
+
+
+def _restored(text: str, where: str) -> dict[str, Any]:
+    """Metadata as our own writer put it into a row of verl's form."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise GradAlignError(f"{where}: field 'extra_info.metadata' is no JSON object; write one, or rename the field")
+    return value
+
+
+def _get(row: Row, name: str) -> Any:
+    """The value of a field, or of a nested one by its dotted name; None where it is not there."""
+    if name in row:
+        return row[name]
+    value: Any = row
+    for part in name.split("."):
+        if not isinstance(value, dict) or part not in value:
+            return None
+        value = value[part]
+    return value
+
+
+def _optional(row: Row, named: str | None, common: Sequence[str], what: str, where: str) -> str | None:
+    if named is not None:
+        return _field(row, named, (), what, where)
+    return next((name for name in common if _get(row, name) is not None), None)
+
+
+def _field(row: Row, named: str | None, common: Sequence[str], what: str, where: str) -> str:
+    if named is not None:
+        if named not in row and _get(row, named) is None:
+            raise GradAlignError(f"{where}: field {named!r} is missing{nearest(named, row)}; map it by --{what}-field")
+        return named
+    for name in common:
+        if _get(row, name) is not None:
+            return name
+    raise GradAlignError(
+        f"{where}: no field for the {what} (looked for {', '.join(common)}; the row has {', '.join(row) or 'none'}); "
+        f"name it by --{what}-field"
+    )
+
+
+def _prompt(value: Any, where: str) -> Prompt:
+    if isinstance(value, str) and value.strip():
+        return _not_too_long(value, where)
+    messages = isinstance(value, list) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
+    )
+    if messages and value:
+        _not_too_long("".join(m["content"] for m in value), where)
+        return [{"role": m["role"], "content": m["content"]} for m in value]
+    raise GradAlignError(
+        f'{where} is {_short(value)}; write a text, or chat messages [{{"role": "user", "content": "..."}}]'
+    )
+
+
+def _text(value: Any, where: str, what: str) -> str:
+    if isinstance(value, str) and value.strip():
+        return _not_too_long(value, where)
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
+        return str(value)
+    inside = f", or name the field inside it by --{what}-field" if isinstance(value, dict) else ""
+    raise GradAlignError(f"{where} is {_short(value)}; write a text or a number{inside}")
+
+
+def _not_too_long(text: str, where: str) -> str:
+    if len(text) > LONGEST:
+        raise GradAlignError(f"{where} has {len(text):,} characters; a text may have {LONGEST:,}")
+    return text
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return (
+        "empty" if value in (None, "", []) else f"{type(value).__name__} {text[:40]}{'...' if len(text) > 40 else ''}"
+    )

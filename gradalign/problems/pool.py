@@ -1,0 +1,154 @@
+"""A pool on disk: problems are held in a temporary database, so that a pool may be larger than memory.
+
+The database is private to the process and gone with it. What stays in memory is its page cache (64 MB at most) and,
+for a pool of which some problems were left out, 8 bytes a problem.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import sqlite3
+from array import array
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from gradalign.problems.schema import Problem, identity, uniform_hash
+
+BLOCK = 512
+"""Problems read at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What of a pool stood in the way of a problem: its number, answer, and whether key and prompt are the same."""
+
+    number: int
+    answer: str
+    same_key: bool
+    same_prompt: bool
+
+
+class Pool(Sequence[Problem]):
+    """Problems in order, no two with one key or one prompt (up to `gradalign.problems.schema.identity`).
+
+    Filled by `add` and then read as any sequence is; `without`, `drawn` and `mapped` give pools on the same database.
+    """
+
+    def __init__(self) -> None:
+        # The empty name is a temporary file that is deleted when it is closed.
+        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        for pragma in ("cache_size = -65536", "journal_mode = OFF", "synchronous = OFF", "temp_store = FILE"):
+            self._database.execute(f"PRAGMA {pragma}")
+        self._database.execute(
+            "CREATE TABLE problems (number INTEGER PRIMARY KEY, row INTEGER, key TEXT UNIQUE, prompt BLOB UNIQUE, "
+            "source TEXT, problem BLOB)"
+        )
+        self._database.create_function("uniform_hash", 2, lambda seed, key: uniform_hash("draw", seed, key))
+        self._database.execute("BEGIN")
+        self._numbers: range | array[int] = range(1, 1)
+        self._asked: Callable[[Problem], Problem] | None = None
+
+    def add(self, problem: Problem, row: int) -> Earlier | None:
+        """Append a problem; where one of its key or its prompt is there already, that one, and nothing is appended.
+
+        Args:
+            problem: the problem.
+            row: its number in the file, for messages.
+        """
+        digest = hashlib.blake2b(identity(problem.prompt).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        number = len(self._numbers) + 1
+        # Python's own serialisation: the database never leaves the process.
+        values = (number, row, problem.key, digest, problem.source, pickle.dumps(problem))
+        try:
+            self._database.execute("INSERT INTO problems VALUES (?, ?, ?, ?, ?, ?)", values)
+        except sqlite3.IntegrityError:
+            found = self._database.execute(
+                "SELECT row, key, prompt, problem FROM problems WHERE key = ? OR prompt = ? ORDER BY key != ?",
+                (problem.key, digest, problem.key),
+            ).fetchone()
+            return Earlier(found[0], pickle.loads(found[3]).answer, found[1] == problem.key, found[2] == digest)
+        self._numbers = range(1, number + 1)
+        return None
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Problem: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Problem]: ...
+    def __getitem__(self, index: int | slice) -> Problem | list[Problem]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._read([self._numbers[index]])[0]
+
+    def __iter__(self) -> Iterator[Problem]:
+        for start in range(0, len(self._numbers), BLOCK):
+            yield from self._read(self._numbers[start : start + BLOCK])
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of all problems, in order."""
+        wanted = self._column("key")
+        return [str(key) for key in wanted]
+
+    @property
+    def sources(self) -> Counter[str]:
+        """Source -> number of problems."""
+        return Counter(map(str, self._column("source")))
+
+    def without(self, keys: Collection[str]) -> Pool:
+        """The pool without the problems of these keys."""
+        if not keys:
+            return self
+        left = set(keys)
+        pairs = zip(self._numbers, self._column("key"), strict=True)
+        return self._view(array("q", (number for number, key in pairs if key not in left)))
+
+    def drawn(self, count: int | None, seed: int, limits: dict[str, int] | None = None) -> Pool:
+        """The pool's ``count`` problems that come first in a seeded order, in the order of the pool.
+
+        Args:
+            count: problems, at most; None for all that the limits allow.
+            seed: of the order, a hash of each key.
+            limits: source -> problems of it, at most.
+        """
+        kept, taken, most = array("q"), Counter[str](), len(self) if count is None else count
+        held = set(self._numbers) if isinstance(self._numbers, array) else self._numbers
+        order = "SELECT number, source FROM problems ORDER BY uniform_hash(?, key), number"
+        for number, source in self._database.execute(order, (seed,)):
+            if len(kept) == most:
+                break
+            if number in held and taken[source] < (limits or {}).get(source, most):
+                taken[source] += 1
+                kept.append(number)
+        return self._view(array("q", sorted(kept)))
+
+    def mapped(self, asked: Callable[[Problem], Problem]) -> Pool:
+        """The pool with every problem as ``asked`` gives it when it is read; keys and sources must stay."""
+        view = self._view(self._numbers)
+        view._asked = asked
+        return view
+
+    def _view(self, numbers: range | array[int]) -> Pool:
+        view = object.__new__(Pool)
+        view._database, view._numbers, view._asked = self._database, numbers, self._asked
+        return view
+
+    def _read(self, numbers: Sequence[int]) -> list[Problem]:
+        places = ",".join("?" * len(numbers))
+        found = self._database.execute(
+            f"SELECT problem FROM problems WHERE number IN ({places}) ORDER BY number", tuple(numbers)
+        ).fetchall()
+        problems = [pickle.loads(blob) for (blob,) in found]
+        return problems if self._asked is None else [self._asked(problem) for problem in problems]
+
+    def _column(self, name: str) -> Iterator[str]:
+        for start in range(0, len(self._numbers), BLOCK):
+            numbers = self._numbers[start : start + BLOCK]
+            places = ",".join("?" * len(numbers))
+            query = f"SELECT {name} FROM problems WHERE number IN ({places}) ORDER BY number"
+            yield from (value for (value,) in self._database.execute(query, tuple(numbers)).fetchall())
