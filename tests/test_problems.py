@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from gradalign.errors import GradAlignError, GradAlignWarning
 from gradalign.problems.embedded import FAMILIES, POOLS, make_pool
-from gradalign.problems.prompts import as_asked
-from gradalign.problems.read import FieldMap, overlap, read_problems
+from gradalign.problems.fields import FieldMap
+from gradalign.problems.prompts import Asking
+from gradalign.problems.read import overlap, read_problems
 from gradalign.problems.schema import content_key, normalised, uniform_hash
 from gradalign.problems.write import write_chosen
 from gradalign.rewards.countdown import countdown
@@ -78,7 +79,10 @@ def test_duplicates_are_counted_with_conflicts(tmp_path: Path) -> None:
         ([{"prompt": [{"role": "user"}], "answer": "1"}], r"field 'prompt' is list"),
         ([{"prompt": "q", "answer": ["1"]}], r"field 'answer' is list"),
         ([{"prompt": "q", "answer": float("nan")}], r"field 'answer' is float nan"),
-        ([{"key": "k", "prompt": p, "answer": "1"} for p in "ab"], r":2: key 'k' already names another prompt .row 1"),
+        (
+            [{"key": "k", "prompt": p, "answer": "1"} for p in "ab"],
+            r":2: key 'k' already names another prompt .*:1",
+        ),
     ],
 )
 def test_bad_pools(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
@@ -153,10 +157,10 @@ PINNED = 0.9682330217517955
 def test_templates_touch_plain_prompts_only(tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "q"}]
     plain, talk = read_problems(pool(tmp_path, {"prompt": "p {x}", "answer": "1"}, {"prompt": chat, "answer": "1"}))
-    assert as_asked(plain, "Q: {prompt}\nA:").prompt == "Q: p {x}\nA:"
-    assert as_asked(plain, chat=True).prompt == [{"role": "user", "content": "p {x}"}]
-    assert as_asked(talk, "Q: {prompt}").prompt == chat
-    assert as_asked(plain, "Q: {prompt}").key == plain.key
+    assert Asking("Q: {prompt}\nA:")(plain).prompt == "Q: p {x}\nA:"
+    assert Asking(chat=True)(plain).prompt == [{"role": "user", "content": "p {x}"}]
+    assert Asking("Q: {prompt}")(talk).prompt == chat
+    assert Asking("Q: {prompt}")(plain).key == plain.key
 
 
 def test_chosen_sets_for_trl_and_verl(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from gradalign.alignment.crossfit import crossfit
 from gradalign.alignment.direction import warn_of_noise
 from gradalign.alignment.engines import EngineName, provides
 from gradalign.alignment.record import Alignment
-from gradalign.cli.options import FieldOptions, PolicyOptions, ScoringOptions
+from gradalign.cli.options import PolicyOptions, ScoringOptions
+from gradalign.cli.problem_options import FieldOptions
 from gradalign.cli.score import compare
 from gradalign.config import parse, resolved
 from gradalign.curriculum.folder import CONFIG, claim
@@ -38,7 +39,7 @@ class AuditOptions(FieldOptions, ScoringOptions, PolicyOptions):
     validation: Path
     """Rollouts of the trusted validation set, in the same form; sampled in the same way, and of like difficulty."""
     pool: str | None = None
-    """The problems themselves, for their texts and answers: a .jsonl or .parquet file, or embedded:NAME?size=256&seed=0
+    """The problems themselves, for their texts and answers: a pool as `gradalign select` takes it
     (default: texts from the prompts' tokens, no answers)."""
     fdr: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Expected share of sound problems on each list, at most."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from gradalign.alignment.combined import REFERENCE_WEIGHT, parse_targets
 from gradalign.alignment.directional import Difference
@@ -16,9 +16,6 @@ from gradalign.config import Options
 from gradalign.errors import GradAlignError
 from gradalign.policy.load import Policy, load_policy
 from gradalign.policy.objective import Advantage, Aggregation, Objective
-from gradalign.problems.prompts import as_asked
-from gradalign.problems.read import FieldMap, read_problems
-from gradalign.problems.schema import Problem
 from gradalign.rewards.base import Reward, find_reward
 from gradalign.rewards.coin import Coin
 from gradalign.rollouts.sample import Sampling
@@ -165,48 +162,6 @@ class SelectionOptions(Options):
     def chosen_strategy(self, engine: str, contributions: bool) -> Strategy:
         """The strategy, held against what the engine gives."""
         return find_strategy(self.strategy, engine, contributions, self.gates, self.rank, self.pick)
-
-
-class FieldOptions(Options):
-    """How problems are read."""
-
-    prompt_field: str | None = None
-    """Field of the prompt (default: prompt, question, problem or input)."""
-    answer_field: str | None = None
-    """Field of the gold answer (default: answer, ground_truth, target or solution)."""
-    key_field: str | None = None
-    """Field of the key (default: key, else a hash of the prompt)."""
-    source_field: str | None = None
-    """Field of the source (default: source, else the file's name)."""
-
-    def read_plain(self, spec: str) -> list[Problem]:
-        """Read a pool, prompts as they stand in it."""
-        return read_problems(spec, FieldMap(self.prompt_field, self.answer_field, self.key_field, self.source_field))
-
-
-class ProblemOptions(FieldOptions):
-    """How problems are read and asked."""
-
-    template: str = "{prompt}"
-    """Text around each plain-text prompt, with {prompt} in its place; @FILE reads it from a file."""
-    chat: bool = False
-    """Ask plain-text prompts as a user message, through the tokenizer's chat template."""
-
-    @field_validator("template")
-    @classmethod
-    def _has_place(cls, value: str) -> str:
-        if value.startswith("@"):
-            try:
-                value = Path(value[1:]).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ValueError(f"cannot be read ({error})") from error
-        if "{prompt}" not in value:
-            raise ValueError("has no {prompt} in it; write where the problem goes")
-        return value
-
-    def asked(self, problems: Sequence[Problem]) -> list[Problem]:
-        """The problems with their prompts as the policy is asked them."""
-        return [as_asked(problem, self.template, self.chat) for problem in problems]
 
 
 class RewardOptions(Options):

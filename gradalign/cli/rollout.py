@@ -9,7 +9,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from gradalign.cli.options import PolicyOptions, ProblemOptions, RewardOptions, SamplingOptions, distinct
+from gradalign.cli.options import PolicyOptions, RewardOptions, SamplingOptions, distinct
+from gradalign.cli.problem_options import ProblemOptions
 from gradalign.config import parse, resolved
 from gradalign.curriculum.folder import claim, same_run
 from gradalign.errors import GradAlignError
@@ -26,7 +27,8 @@ class RolloutOptions(RewardOptions, SamplingOptions, ProblemOptions, PolicyOptio
     """Sample responses to problems and reward them; an interrupted run goes on where it stopped."""
 
     problems: str
-    """The problems: a .jsonl or .parquet file, or embedded:NAME?size=256&seed=0."""
+    """The problems: a .jsonl, .parquet, .csv or .tsv file, a mixture's .yaml, or scheme:NAME?setting=value
+    (embedded:mixed?size=256&seed=0, hf:OWNER/NAME?split=train, ...)."""
     out: Path
     """Rollout table to write, .parquet or .jsonl."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
@@ -41,7 +43,7 @@ def run(arguments: Sequence[str]) -> None:
     writer_of(options.out)
     distinct("out", options.out, options.problems)
     reward, _ = options.rewards()
-    problems = options.asked(options.read_plain(options.problems))
+    problems = options.asked(options.read_plain(options.problems), options.asking())
     policy = options.policy()
     config = options.out.with_suffix(".config.json")
     known = {"policy": policy.fingerprint, "problems": fingerprint(problems), "rewards": reward.identity}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -11,21 +12,15 @@ from pydantic import model_validator
 from gradalign.alignment.combined import check_targets
 from gradalign.alignment.direction import warn_of_noise
 from gradalign.alignment.engines import check_difference
-from gradalign.cli.options import (
-    Count,
-    PolicyOptions,
-    ProblemOptions,
-    RewardOptions,
-    SamplingOptions,
-    ScoringOptions,
-    SelectionOptions,
-)
+from gradalign.cli.options import Count, PolicyOptions, RewardOptions, SamplingOptions, ScoringOptions, SelectionOptions
+from gradalign.cli.problem_options import ProblemOptions
 from gradalign.config import parse, resolved
 from gradalign.curriculum.chunks import Chunks
 from gradalign.curriculum.folder import open_run, round_folder
 from gradalign.curriculum.round import RoundPlan, run_round, write_choice
 from gradalign.errors import GradAlignError
 from gradalign.policy.load import Policy
+from gradalign.problems.pool import Pool
 from gradalign.problems.read import overlap
 from gradalign.problems.schema import Problem, fingerprint, prompt_text
 from gradalign.report.console import alignment_tables, progress_bars, show, show_scoring, times
@@ -38,7 +33,8 @@ class SelectOptions(RewardOptions, SelectionOptions, SamplingOptions, ScoringOpt
     """Choose the problems of a pool that this policy should train on now."""
 
     pool: str
-    """The candidates: a .jsonl or .parquet file, or embedded:NAME?size=256&seed=0."""
+    """The candidates: a .jsonl, .parquet, .csv or .tsv file, a mixture's .yaml, or scheme:NAME?setting=value
+    (embedded:mixed?size=256&seed=0, hf:OWNER/NAME?split=train, ...)."""
     validation: str
     """The small trusted set, in the same forms; never trained on."""
     out: Path
@@ -73,15 +69,16 @@ def run(arguments: Sequence[str]) -> None:
         raise GradAlignError("nothing says how many to choose; give --top, --fraction or --threshold")
     budget = find_budget(options.budget, options.rollouts, strategy)
     rewards = options.rewards()
-    pool, validation = _problems(options)
-    texts = {problem.key: prompt_text(problem.prompt) for problem in pool}
-    pool, validation = options.asked(pool), options.asked(validation)
+    plain, trusted = _problems(options)
+    asking = options.asking()
+    pool, validation = options.asked(plain, asking), options.asked(trusted, asking)
     policy = options.policy(options.parameters)
-    chunk = [pool[i] for i in Chunks([p.key for p in pool], options.chunk, options.seed)[0]]
+    places = Chunks(pool.keys, options.chunk, options.seed)[0]
+    chunk, texts = [pool[i] for i in places], {plain[i].key: prompt_text(plain[i].prompt) for i in places}
     check(policy, options, strategy, chunk, validation)
     known = {
         "policy": policy.fingerprint,
-        "problems": fingerprint([*pool, *validation]),
+        "problems": fingerprint(chain(pool, validation)),
         "rewards": rewards[0].identity,
     }
     open_run(options.out, resolved("select", options, **known))
@@ -120,16 +117,16 @@ def run(arguments: Sequence[str]) -> None:
     show(f"wrote {', '.join(map(str, written))}; tables beside it")
 
 
-def _problems(options: SelectOptions) -> tuple[list[Problem], list[Problem]]:
+def _problems(options: SelectOptions) -> tuple[Pool, Pool]:
     """(pool, validation set), disjoint."""
     pool, validation = options.read_plain(options.pool), options.read_plain(options.validation)
-    shared = set(overlap(pool, validation))
+    shared = overlap(pool, validation, options.near_duplicates)
     if shared and not options.allow_overlap:
         raise GradAlignError(
             f"{options.pool}: {len(shared)} problems are also in the validation set {options.validation} (first: key "
-            f"{min(shared)!r}); take them out, or leave them out of the pool by --allow-overlap"
+            f"{shared[0]!r}); take them out, or leave them out of the pool by --allow-overlap"
         )
-    pool = [problem for problem in pool if problem.key not in shared]
+    pool = pool.without(shared)
     if not pool:
         raise GradAlignError(f"{options.pool}: every problem is in the validation set; nothing is left to choose from")
     return pool, validation

@@ -5,19 +5,22 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from gradalign.alignment.align import Progress
-from gradalign.cli.options import Count, ProblemOptions, RewardOptions
+from gradalign.cli.options import Count, RewardOptions
+from gradalign.cli.problem_options import ProblemOptions
 from gradalign.config import Given, parse_further, resolved
 from gradalign.curriculum.folder import open_run
 from gradalign.errors import GradAlignError, missing_extra
 from gradalign.policy.load import Policy, load_policy
+from gradalign.problems.pool import Pool
 from gradalign.problems.read import overlap
-from gradalign.problems.schema import Problem, fingerprint
+from gradalign.problems.schema import fingerprint
 from gradalign.report.console import progress_bars, show
 
 try:
@@ -36,7 +39,8 @@ class TrainOptions(RewardOptions, ProblemOptions):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     """Type of the weights; bf16 (an option of TRL) computes in bfloat16 on float32 weights."""
     pool: Annotated[str, Field(min_length=1)]
-    """What to choose from: a .jsonl or .parquet file, or embedded:NAME?size=256&seed=0."""
+    """What to choose from: a .jsonl, .parquet, .csv or .tsv file, a mixture's .yaml, or scheme:NAME?setting=value
+    (embedded:mixed?size=256&seed=0, hf:OWNER/NAME?split=train, ...)."""
     validation: Annotated[str, Field(min_length=1)] | None = None
     """The small trusted set whose gradient is followed; never trained on (strategies that follow none need none)."""
     test: Annotated[str, Field(min_length=1)] | None = None
@@ -67,11 +71,12 @@ def run(arguments: Sequence[str]) -> None:
     args = _configured({**_defaults(options), **further}, options.out)
     policy = load_policy(options.model, options.adapter, options.dtype, "cpu")
     _end_at(policy, options.stop)
-    asked = {name: options.asked(problems) for name, problems in sets.items()}
+    asking = options.asking()
+    asked = {name: options.asked(problems, asking) for name, problems in sets.items()}
     job = TrainJob(policy, options.rewards()[0], args, asked["pool"], asked["validation"], asked["test"])
     known = {
         "policy": policy.fingerprint,
-        "problems": fingerprint([*asked["pool"], *asked["validation"], *asked["test"]]),
+        "problems": fingerprint(chain.from_iterable(asked.values())),
         "rewards": options.rewards()[0].identity,
     }
     facts = resolved("train", options, **known)
@@ -103,26 +108,26 @@ def _made(job: TrainJob, lora: dict[str, Any] | None, progress: Progress, option
         raise GradAlignError(said) from error
 
 
-def _read(options: TrainOptions, name: str) -> list[Problem]:
+def _read(options: TrainOptions, name: str) -> Pool:
     spec = getattr(options, name)
-    return [] if spec is None else options.read_plain(spec)
+    return Pool() if spec is None else options.read_plain(spec)
 
 
-def _disjoint(options: TrainOptions, sets: dict[str, list[Problem]]) -> list[Problem]:
+def _disjoint(options: TrainOptions, sets: dict[str, Pool]) -> Pool:
     """The pool without what the others hold, where that is allowed.
 
     Raises:
         GradAlignError: two of the sets share a problem.
     """
     for name, other in (("test", "validation"), ("pool", "validation"), ("pool", "test")):
-        shared = set(overlap(sets[name], sets[other]))
+        shared = overlap(sets[name], sets[other], options.near_duplicates)
         if shared and not (name == "pool" and options.allow_overlap):
             mend = "take them out" + ("" if name == "test" else ", or leave them out of the pool by --allow-overlap")
             raise GradAlignError(
                 f"{getattr(options, name)}: {len(shared)} problems are also in the {other} set "
-                f"{getattr(options, other)} (first: key {min(shared)!r}); {mend}"
+                f"{getattr(options, other)} (first: key {shared[0]!r}); {mend}"
             )
-        sets[name] = [problem for problem in sets[name] if problem.key not in shared]
+        sets[name] = sets[name].without(shared)
     if not sets["pool"]:
         raise GradAlignError(f"{options.pool}: every problem is in the validation or the test set; nothing is left")
     return sets["pool"]

@@ -11,7 +11,7 @@ import pickle
 import sqlite3
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -23,11 +23,10 @@ BLOCK = 512
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """What of a pool stood in the way of a problem: its number, answer, and whether key and prompt are the same."""
+    """What of a pool has a problem's key or prompt: its place, its answer, and whether the prompts are the same."""
 
-    number: int
+    place: str
     answer: str
-    same_key: bool
     same_prompt: bool
 
 
@@ -43,7 +42,7 @@ class Pool(Sequence[Problem]):
         for pragma in ("cache_size = -65536", "journal_mode = OFF", "synchronous = OFF", "temp_store = FILE"):
             self._database.execute(f"PRAGMA {pragma}")
         self._database.execute(
-            "CREATE TABLE problems (number INTEGER PRIMARY KEY, row INTEGER, key TEXT UNIQUE, prompt BLOB UNIQUE, "
+            "CREATE TABLE problems (number INTEGER PRIMARY KEY, place TEXT, key TEXT UNIQUE, prompt BLOB UNIQUE, "
             "source TEXT, problem BLOB)"
         )
         self._database.create_function("uniform_hash", 2, lambda seed, key: uniform_hash("draw", seed, key))
@@ -51,27 +50,31 @@ class Pool(Sequence[Problem]):
         self._numbers: range | array[int] = range(1, 1)
         self._asked: Callable[[Problem], Problem] | None = None
 
-    def add(self, problem: Problem, row: int) -> Earlier | None:
+    def add(self, problem: Problem, place: str) -> Earlier | None:
         """Append a problem; where one of its key or its prompt is there already, that one, and nothing is appended.
 
         Args:
             problem: the problem.
-            row: its number in the file, for messages.
+            place: where it is from, for messages.
         """
-        digest = hashlib.blake2b(identity(problem.prompt).encode("utf-8", "surrogatepass"), digest_size=16).digest()
         number = len(self._numbers) + 1
         # Python's own serialisation: the database never leaves the process.
-        values = (number, row, problem.key, digest, problem.source, pickle.dumps(problem))
+        values = (number, place, problem.key, _digest(problem), problem.source, pickle.dumps(problem))
         try:
             self._database.execute("INSERT INTO problems VALUES (?, ?, ?, ?, ?, ?)", values)
         except sqlite3.IntegrityError:
-            found = self._database.execute(
-                "SELECT row, key, prompt, problem FROM problems WHERE key = ? OR prompt = ? ORDER BY key != ?",
-                (problem.key, digest, problem.key),
-            ).fetchone()
-            return Earlier(found[0], pickle.loads(found[3]).answer, found[1] == problem.key, found[2] == digest)
+            return self.find(problem)
         self._numbers = range(1, number + 1)
         return None
+
+    def find(self, problem: Problem) -> Earlier | None:
+        """What was added with the problem's key or, failing that, its prompt; None where nothing was."""
+        digest = _digest(problem)
+        found = self._database.execute(
+            "SELECT place, key, prompt, problem FROM problems WHERE key = ? OR prompt = ? ORDER BY key != ?",
+            (problem.key, digest, problem.key),
+        ).fetchone()
+        return None if found is None else Earlier(found[0], pickle.loads(found[3]).answer, found[2] == digest)
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -88,6 +91,11 @@ class Pool(Sequence[Problem]):
     def __iter__(self) -> Iterator[Problem]:
         for start in range(0, len(self._numbers), BLOCK):
             yield from self._read(self._numbers[start : start + BLOCK])
+
+    @property
+    def places(self) -> Iterator[int]:
+        """Places of the problems in the pool that this one was made from, counting from 0."""
+        return (number - 1 for number in self._numbers)
 
     @property
     def keys(self) -> list[str]:
@@ -108,21 +116,21 @@ class Pool(Sequence[Problem]):
         pairs = zip(self._numbers, self._column("key"), strict=True)
         return self._view(array("q", (number for number, key in pairs if key not in left)))
 
-    def drawn(self, count: int | None, seed: int, limits: dict[str, int] | None = None) -> Pool:
-        """The pool's ``count`` problems that come first in a seeded order, in the order of the pool.
+    def drawn(self, shares: Sequence[tuple[range, int]], seed: int, limits: Mapping[str, int]) -> Pool:
+        """Of each share, the problems that come first in a seeded order; they stay in the order of the pool.
 
         Args:
-            count: problems, at most; None for all that the limits allow.
+            shares: (numbers, count) of disjoint ranges of the pool's places, from 0, and how many to take of each, at
+                most.
             seed: of the order, a hash of each key.
             limits: source -> problems of it, at most.
         """
-        kept, taken, most = array("q"), Counter[str](), len(self) if count is None else count
-        held = set(self._numbers) if isinstance(self._numbers, array) else self._numbers
+        kept, taken, left = array("q"), Counter[str](), [count for _, count in shares]
         order = "SELECT number, source FROM problems ORDER BY uniform_hash(?, key), number"
         for number, source in self._database.execute(order, (seed,)):
-            if len(kept) == most:
-                break
-            if number in held and taken[source] < (limits or {}).get(source, most):
+            share = next((i for i, (numbers, _) in enumerate(shares) if number - 1 in numbers), None)
+            if share is not None and left[share] and taken[source] < limits.get(source, len(self)):
+                left[share] -= 1
                 taken[source] += 1
                 kept.append(number)
         return self._view(array("q", sorted(kept)))
@@ -152,3 +160,7 @@ class Pool(Sequence[Problem]):
             places = ",".join("?" * len(numbers))
             query = f"SELECT {name} FROM problems WHERE number IN ({places}) ORDER BY number"
             yield from (value for (value,) in self._database.execute(query, tuple(numbers)).fetchall())
+
+
+def _digest(problem: Problem) -> bytes:
+    return hashlib.blake2b(identity(problem.prompt).encode("utf-8", "surrogatepass"), digest_size=16).digest()

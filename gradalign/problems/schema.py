@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,10 +54,14 @@ def content_key(prompt: Prompt) -> str:
     return hashlib.sha256(identity(prompt).encode()).hexdigest()[:16]
 
 
-def fingerprint(problems: Sequence[Problem]) -> str:
-    """16 hexadecimal digits that depend on every problem, metadata included, and their order."""
-    rows = [[p.key, p.prompt, p.answer, p.source, dict(p.metadata)] for p in problems]
-    return hashlib.sha256(json.dumps(rows, default=str).encode()).hexdigest()[:16]
+def fingerprint(problems: Iterable[Problem]) -> str:
+    """16 hexadecimal digits that depend on every problem, metadata included, and their order; read one at a time."""
+    made = hashlib.sha256(b"[")
+    for place, p in enumerate(problems):
+        row = [p.key, p.prompt, p.answer, p.source, dict(p.metadata)]
+        made.update(b", " * (place > 0) + json.dumps(row, default=str).encode())
+    made.update(b"]")
+    return made.hexdigest()[:16]
 
 
 def uniform_hash(*parts: Any) -> float:

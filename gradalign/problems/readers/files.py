@@ -55,10 +55,8 @@ class File:
         """See `gradalign.problems.readers.base.Reader`; in CSV the number is that of the line where the row ends."""
         require_file(self.path)
         if self.path.suffix not in KINDS:
-            raise GradAlignError(
-                f"{self.path}: unknown kind of file {self.path.suffix!r}; name a {', '.join(KINDS[:-1])} or {KINDS[-1]} "
-                "file"
-            )
+            kinds = f"{', '.join(KINDS[:-1])} or {KINDS[-1]}"
+            raise GradAlignError(f"{self.path}: unknown kind of file {self.path.suffix!r}; name a {kinds} file")
         if self.path.suffix in DELIMITERS:
             return _csv(self.path, DELIMITERS[self.path.suffix], refuse)
         return read_rows(self.path, refuse)
