@@ -55,7 +55,7 @@ class Reading:
     def say(self) -> None:
         """Warn of what was left out."""
         if self.repeats:
-            differ = f", {self.conflicts} of them with another answer (row {self.first['conflict']})"
+            differ = f", {self.conflicts} of them with another answer (row {self.first.get('conflict')})"
             warn(
                 f"{self.label}: {self.repeats} of {self.rows} rows repeat an earlier prompt and are left out (first: "
                 f"row {self.first['repeat']}){differ if self.conflicts else ''}"

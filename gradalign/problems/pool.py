@@ -1,6 +1,6 @@
 """A pool on disk: problems are held in a temporary database, so that a pool may be larger than memory.
 
-The database is private to the process and gone with it. What stays in memory is its page cache (64 MB at most) and,
+The database is private to the process and gone with it. What stays in memory is its page cache (`CACHE`) and,
 for a pool of which some problems were left out, 8 bytes a problem.
 """
 
@@ -17,6 +17,8 @@ from typing import overload
 
 from gradalign.problems.schema import Problem, identity, uniform_hash
 
+CACHE = 65536
+"""Kilobytes of the database kept in memory, at most."""
 BLOCK = 512
 """Problems read at a time."""
 
@@ -39,7 +41,7 @@ class Pool(Sequence[Problem]):
     def __init__(self) -> None:
         # The empty name is a temporary file that is deleted when it is closed.
         self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        for pragma in ("cache_size = -65536", "journal_mode = OFF", "synchronous = OFF", "temp_store = FILE"):
+        for pragma in (f"cache_size = -{CACHE}", "journal_mode = OFF", "synchronous = OFF", "temp_store = FILE"):
             self._database.execute(f"PRAGMA {pragma}")
         self._database.execute(
             "CREATE TABLE problems (number INTEGER PRIMARY KEY, place TEXT, key TEXT UNIQUE, prompt BLOB UNIQUE, "
