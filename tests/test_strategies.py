@@ -116,7 +116,7 @@ def test_cropi_is_the_sum_over_sources(count: int, sources: int, k: float, seed:
     rows = [row(f"k{i}", sources=dict(zip("abcd", own.tolist(), strict=False))) for i, own in enumerate(cosines)]
     choose(rows, compose("cropi", rank=f"cropi(k={k!r})"), Size(top=1))
     places = np.stack([stats.rankdata(-column, "average") for column in cosines.T])
-    np.testing.assert_allclose([a.score for a in rows], (1 / (k + places)).sum(0), rtol=1e-12)
+    np.testing.assert_allclose(np.array([a.score for a in rows], np.float64), (1 / (k + places)).sum(0), rtol=1e-12)
     if sources == 1:
         best = max(cosines[:, 0])
         assert cosines[int(order(rows)[0][1:]), 0] == best

@@ -58,8 +58,8 @@ def test_sources_are_what_each_gives_alone() -> None:
     for source in ("even", "odd"):
         own = [group for group in validation if group.source == source]
         alone = score(policy, candidates, own, objective, "sketch", sketching=sketching)
-        cosines = [(a.numbers.sources or {})[source] for a in found.alignments]
-        np.testing.assert_allclose(cosines, [a.numbers.cosine for a in alone.alignments], rtol=1e-3, atol=1e-5)
+        for a, other in zip(found.alignments, alone.alignments, strict=True):
+            assert (a.numbers.sources or {})[source] == pytest.approx(other.numbers.cosine, rel=1e-3, abs=1e-5)
     plain = score(policy, candidates, validation, objective, "sketch", sketching=sketching)
     assert [a.numbers.cosine for a in plain.alignments] == [a.numbers.cosine for a in found.alignments]
     assert all(a.numbers.sources is None for a in plain.alignments)
