@@ -108,7 +108,11 @@ def parse(text: str, registry: Mapping[str, type[T]], kind: str) -> T:
     except (SyntaxError, ValueError) as error:
         raise GradAlignError(f"{kind} {text!r}: write name or name(parameter=value, ...)") from error
     made = find(head.id, registry, kind)
-    fields = {field.name: field for field in dataclasses.fields(made) if field.init}  # type: ignore[arg-type]
+    if not dataclasses.is_dataclass(made):
+        raise GradAlignError(
+            f"{kind} {head.id!r}: is no dataclass, whose fields are its parameters; see docs/plugins.md"
+        )
+    fields = {field.name: field for field in dataclasses.fields(made) if field.init}
     for name in values:
         if name not in fields:
             hint = nearest(name, fields) if fields else "; it has no parameters"
@@ -132,11 +136,22 @@ def _value(node: ast.expr) -> Any:
 
 
 def spec(part: Any, registry: Mapping[str, type]) -> str:
-    """How a configuration names the part; parameters at their defaults are left out."""
-    name = next(name for name in registry if registry[name] is type(part))
+    """How a configuration names the part; parameters at their defaults are left out.
+
+    A part that no configuration can name, as a plug-in strategy may have, goes by its class.
+    """
+    kind = type(part)
+    name = next((n for n in registry if _names(n, kind, registry)), f"{kind.__module__}.{kind.__qualname__}")
     given = [
         f"{field.name}={getattr(part, field.name)!r}"
         for field in dataclasses.fields(part)
         if getattr(part, field.name) != (field.default_factory() if callable(field.default_factory) else field.default)
     ]
     return f"{name}({', '.join(given)})" if given else name
+
+
+def _names(name: str, kind: type, registry: Mapping[str, type]) -> bool:
+    try:
+        return registry[name] is kind
+    except GradAlignError:  # a broken plug-in made no part
+        return False

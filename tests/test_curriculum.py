@@ -79,6 +79,14 @@ def test_noise_is_judged_over_rounds_together(tmp_path: Path) -> None:
     assert blind.ended is None
 
 
+def test_rounds_of_a_warm_up_say_nothing_of_noise(tmp_path: Path) -> None:
+    made = curriculum(tmp_path, patience=1, strategy="learnalign")
+    made.note(0, ["a"], {"direction": None, "rollouts": 0})
+    assert made.ended is None
+    made.note(1, ["a"], facts(-1.0, 0.01))
+    assert made.ended is not None
+
+
 def test_places_turn_through_the_choice(tmp_path: Path) -> None:
     made = curriculum(tmp_path)
     keys = [p.key for p in make_pool("mixed", 8, 0)]

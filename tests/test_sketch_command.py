@@ -210,8 +210,9 @@ def test_learnalign_needs_features() -> None:
 def test_training_on_what_a_sketch_chooses(tmp_path: Path, mode: str) -> None:
     sizes: dict[str, Any] = {"top": None, "chunk": None, "rollouts": None} if mode == "batch" else {}
     made = trainer(
-        tmp_path, max_steps=2, mode=mode, engine="sketch", strategy="learnalign", projection="two-sided:4", **sizes
-    )
+        tmp_path, max_steps=2, mode=mode, engine="sketch", rank="learnalign", projection="two-sided:4",
+        strategy="gradalign", **sizes,
+    )  # fmt: skip
     made.train()
     tables = sorted(tmp_path.glob("**/*alignments.parquet"))
     assert tables

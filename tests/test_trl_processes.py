@@ -58,21 +58,24 @@ def test_two_processes_choose_what_one_does(tmp_path: Path, options: dict[str, A
         assert (tensor - saved[1][name]).norm() <= 0.05 * moved + 1e-6, name
 
 
-def test_two_processes_compare_the_features_of_both(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:.*the others are followed")
+@pytest.mark.parametrize("rank", ["learnalign", "cropi"])
+def test_two_processes_compare_the_features_of_both(tmp_path: Path, rank: str) -> None:
     options: dict[str, Any] = {
         "max_steps": 2,
         "engine": "sketch",
-        "strategy": "learnalign",
+        "strategy": "gradalign",
+        "rank": rank,
         "projection": "two-sided:32",
     }
     trainer(tmp_path / "one", **options).train()
     done = torchrun({"out": str(tmp_path / "two"), "per_device_train_batch_size": 8, **options})
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = (read_alignments(tmp_path / n / "round-0000" / "alignments.parquet") for n in ("one", "two"))
-    scores = [a.numbers.learnalign for a in one]
+    scores = [a.score for a in one]
     assert sum(score is not None for score in scores) > 3
     for score, other in zip(scores, two, strict=True):
-        assert other.numbers.learnalign == (None if score is None else pytest.approx(score, rel=1e-4))
+        assert other.score == (None if score is None else pytest.approx(score, rel=1e-4))
 
 
 @pytest.mark.filterwarnings("ignore:.*the others are followed")

@@ -10,10 +10,11 @@ from types import MappingProxyType
 
 import numpy as np
 
+from gradalign.alignment.by_source import by_source, require_sources
 from gradalign.alignment.combined import REFERENCE_WEIGHT, follow
 from gradalign.alignment.direction import Direction, build_direction, require_gradient, warn_of_noise
 from gradalign.alignment.directional import Directional
-from gradalign.alignment.engines import check_difference, provides
+from gradalign.alignment.engines import check_difference, check_wanted, provides
 from gradalign.alignment.exact import Exact, Recorded
 from gradalign.alignment.learnalign import learnalign, require_rates
 from gradalign.alignment.record import Alignment, Numbers
@@ -78,8 +79,9 @@ class Scorer:
         offload: the direction is kept in a file, not in memory.
         step: of forward-only scores, where `calibrate` has chosen one.
         sketching: layers, projection and store of engine ``sketch``.
-        wanted: numbers that are not measured unless they are asked for: ``features`` (of a sketch, held in memory) and
-            ``learnalign`` (the candidates among each other, which takes the features).
+        wanted: numbers that are not measured unless they are asked for: ``features`` (of a sketch, held in memory),
+            ``learnalign`` (the candidates among each other, which takes the features) and ``sources`` (cosines with
+            each source of the validation set, by their features).
         sketched: of a sketch, where `calibrate` has compared it.
         targets: validation source -> weight, see `gradalign.alignment.combined`; empty takes all problems together.
         reference_weight: share in (0, 1] of trusted responses in the direction, where there are some.
@@ -110,12 +112,7 @@ class Scorer:
         self.contributions = self.contributions and self.engine in ("exact", "sketch")  # the others give them anyway
         if self.forward_only:
             check_difference(self.engine, self.policy, self.difference)
-        if self.keeps and not (self.engine == "sketch" and self.sketching.keeps_features):
-            what = "LearnAlign compares" if "learnalign" in self.wanted else "the choice compares"
-            raise GradAlignError(
-                f"{what} the features of all problems, which only engine sketch with a projection keeps; "
-                "take --engine sketch --projection two-sided:8, or another strategy"
-            )
+        check_wanted(self.engine, self.sketching, self.wanted)
         if self.sketching.store is not None and self.processes.count > 1:
             raise GradAlignError("a feature store is one process's; leave it out, or run one process")
 
@@ -147,7 +144,11 @@ class Scorer:
             trusted = [group for group in validation if group.status == "scored"]
             add_up, done = self._adder(trusted, self.objective), progress("validation direction", len(trusted))
             direction = build_direction(validation, add_up, self.unit, self.seed, done, self.processes)
-        return direction.off_loaded() if self.offload else direction
+        direction = direction.off_loaded() if self.offload else direction
+        if "sources" in self.wanted:
+            adder, sketch = partial(self._adder, objective=self.objective), self._sketch(packed=False)
+            direction.sources = by_source(sketch, validation, self.targets, adder, self.unit, progress, self.processes)
+        return direction
 
     def _adder(self, groups: Sequence[Group], objective: Objective) -> AddUp:
         """Adds up gradients of ``groups``."""
@@ -180,6 +181,8 @@ class Scorer:
             GradAlignError: a number that is not finite; see `calibrate`.
         """
         seconds: dict[str, float] = {}
+        if "sources" in self.wanted:
+            require_sources(direction)
         scored = [group for group in candidates if group.status == "scored"]
         start = time.perf_counter()
         rates = np.array([group.rewards.mean() for group in scored])

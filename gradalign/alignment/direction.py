@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gradalign.alignment.sums import AddUp, half_sum, halved, inner
 from gradalign.errors import GradAlignError, warn
@@ -56,6 +57,8 @@ class Direction:
         reliability_se: standard error of that cosine over the second half's problems; None with fewer than four.
         n_references: problems of which a trusted response's likelihood is followed.
         parts: name -> share, where the direction is put together from several; ``references`` is that of likelihoods.
+        sources: validation source -> (numbers,) a sketch's features of the mean gradient of its problems, where they
+            were asked for; not saved.
     """
 
     unit: list[torch.Tensor]
@@ -67,6 +70,7 @@ class Direction:
     reliability_se: float | None
     n_references: int = 0
     parts: dict[str, float] = field(default_factory=dict)
+    sources: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @property
     def signal(self) -> Signal | None:
@@ -97,7 +101,7 @@ class Direction:
     def averaged(self, earlier: Direction, weight: float) -> Direction:
         """``weight`` times the earlier direction and 1 - ``weight`` times this one, lengths included.
 
-        The counts and the reliability stay this one's own.
+        The counts, the reliability and the sources stay this one's own.
         """
         own, others = (1 - weight) * self.norm, weight * earlier.norm
         mixed = [old.to(new) * others + new * own for old, new in zip(earlier.unit, self.unit, strict=True)]

@@ -7,7 +7,7 @@ from typing import Literal
 from gradalign.alignment.directional import Directional, difference_for
 from gradalign.alignment.exact import Exact
 from gradalign.alignment.reference import Reference
-from gradalign.alignment.sketch import Sketch
+from gradalign.alignment.sketch import Sketch, Sketching
 from gradalign.errors import GradAlignError, nearest
 from gradalign.policy.load import Policy
 
@@ -30,6 +30,20 @@ def provides(engine: str, contributions: bool) -> frozenset[str]:
     if engine not in ENGINES:
         raise GradAlignError(f"unknown engine {engine!r}{nearest(engine, ENGINES)}")
     return ENGINES[engine].provides | (Directional.provides if contributions else frozenset())
+
+
+def check_wanted(engine: str, sketching: Sketching, wanted: frozenset[str]) -> None:
+    """Refuse to be asked for what takes features where there are none.
+
+    Raises:
+        GradAlignError: ``wanted`` has some of it, and the engine is no sketch or has no projection.
+    """
+    if wanted & {"features", "learnalign", "sources"} and not (engine == "sketch" and sketching.keeps_features):
+        what = "LearnAlign compares" if "learnalign" in wanted else "the choice compares"
+        raise GradAlignError(
+            f"{what} the features of all problems, which only engine sketch with a projection keeps; "
+            "take --engine sketch --projection two-sided:8, or another strategy"
+        )
 
 
 def check_difference(engine: str, policy: Policy, difference: str | None) -> None:

@@ -27,6 +27,7 @@ class Numbers:
         t: dot / se.
         corr: Pearson correlation over rollouts of the reward with the weighted directional derivative.
         learnalign: LearnAlign's score among all groups that were measured; see `gradalign.alignment.learnalign`.
+        sources: validation source -> cosine of g with the mean gradient of its problems, where they were asked for.
         moves: (rollouts,) the weighted directional derivatives w_k c_k.
         features: (numbers,) of the group's gradient, from a sketch that was asked to keep them.
     """
@@ -38,6 +39,7 @@ class Numbers:
     t: float | None = None
     corr: float | None = None
     learnalign: float | None = None
+    sources: dict[str, float] | None = None
     moves: Floats | None = field(default=None, compare=False, repr=False)
     features: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
@@ -47,7 +49,8 @@ class Numbers:
         Raises:
             GradAlignError: a number that was measured is not finite; names the group's problem.
         """
-        values = (self.dot, self.norm, self.cosine, self.se, self.t, self.corr, self.learnalign)
+        values = [self.dot, self.norm, self.cosine, self.se, self.t, self.corr, self.learnalign]
+        values += (self.sources or {}).values()
         if not all(value is None or math.isfinite(value) for value in values):
             raise GradAlignError(
                 f"candidates: problem {group.key!r}: its alignment is not finite (NaN or infinity in the model's "

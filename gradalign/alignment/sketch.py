@@ -135,7 +135,7 @@ class Sketch:
         GradAlignError: the policy has no such layers.
     """
 
-    provides = frozenset({"dot", "norm", "cosine", "learnalign", "features"})
+    provides = frozenset({"dot", "norm", "cosine", "learnalign", "sources", "features"})
 
     def __init__(
         self, policy: Policy, objective: Objective, batch_tokens: int, packed: bool,
@@ -203,12 +203,12 @@ class Sketch:
             yield from exact.measure(groups, part)
             return
         along = self.project(unit).double().cpu().numpy() / length
-        size = float(np.linalg.norm(along))
         for features in self.features(groups):
             own = features.astype(np.float64)
-            dot, norm = float(own @ along), float(np.linalg.norm(own))
-            cosine = dot / (norm * size) if norm * size > 0 else 0.0
-            yield Numbers(dot=dot, norm=norm, cosine=cosine, features=features if self.keep else None)
+            dot, norm, cosine = float(own @ along), float(np.linalg.norm(own)), cosine_of(own, along)
+            sources = {name: cosine_of(own, other) for name, other in direction.sources.items()} or None
+            kept = features if self.keep else None
+            yield Numbers(dot=dot, norm=norm, cosine=cosine, sources=sources, features=kept)
 
     def project(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         """(numbers,) features of a gradient that is given whole, one tensor a chosen parameter."""
@@ -278,3 +278,9 @@ class Sketch:
                 "correlation of cosines): its rankings are mostly chance; take a larger --projection, or --engine exact"
             )
         return Sketched(covered, dimension, len(some), exact, itself)
+
+
+def cosine_of(a: Floats, b: Floats) -> float:
+    """Cosine of two vectors; 0 where one of them is zero."""
+    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / lengths if lengths > 0 else 0.0

@@ -10,7 +10,6 @@ from typing import Annotated
 from pydantic import Field
 
 from gradalign.alignment.direction import warn_of_noise
-from gradalign.alignment.engines import provides
 from gradalign.alignment.record import unscored
 from gradalign.cli.options import Count, Share
 from gradalign.config import Options, parse, resolved
@@ -27,7 +26,6 @@ from gradalign.rewards.countdown import countdown
 from gradalign.rollouts.sample import Sampling
 from gradalign.rollouts.sampler import PolicySampler
 from gradalign.selection import STRATEGIES, Size, choose
-from gradalign.selection.parts import FROM_ROLLOUTS
 
 
 class DemoOptions(Options):
@@ -57,6 +55,12 @@ class DemoOptions(Options):
     seed: int = 0
     """Seed of problems, coins, and sampling."""
 
+
+LISTED = (
+    "gradalign", "dot", "tscore", "corr", "permutation", "lcb", "shrunk", "expected", "guarded", "accgreedy",
+    "learnability", "static", "random",
+)  # fmt: skip
+"""Strategies whose choices the demo compares; its engine serves them all."""
 
 ARMS = ("gradalign", "guarded", "random")
 """Strategies that the demo trains with, one after the other."""
@@ -110,10 +114,8 @@ def choose_once(
 
     rates = {group.key: float(group.rewards.mean()) for group in result.groups}
     rows: list[list[Cell]] = []
-    served = provides(plan.engine, plan.contributions) | FROM_ROLLOUTS
-    for name, strategy in STRATEGIES.items():
-        if not strategy.needs <= served:
-            continue
+    for name in LISTED:
+        strategy = STRATEGIES[name]
         blind = not strategy.needs
         alignments = [unscored(p.key, p.source) for p in pool] if blind else result.alignments
         choose(alignments, strategy, plan.size, options.seed)

@@ -127,14 +127,15 @@ class SelectionOptions(Options):
 
     strategy: str | None = None
     """gradalign (the paper's cosine), guarded (for rewards that are not trusted), dot, expected, tscore, corr,
-    permutation, lcb, shrunk, learnalign, accgreedy, learnability, random (default: gradalign where the engine gives a
-    cosine, else dot)."""
+    permutation, lcb, shrunk; with --engine sketch learnalign, cropi, dtv; by the pass rate accgreedy, accband,
+    learnability, dynamic, simacc; for comparison static, norm, negative, random, oracle (default: gradalign where the
+    engine gives a cosine, else dot)."""
     gates: tuple[str, ...] = ()
     """Which may be chosen, in place of the strategy's own gates: consistent, "sound(fdr=0.1)", "band(low=0.2,
-    high=0.8)"; none for none at all."""
+    high=0.8)", dtv, "oracle(keys='clean.txt')", "oracle(corrupt=0.5, seed=0)"; none for none at all."""
     rank: str | None = None
     """Which are most useful, in place of the strategy's own: cosine, dot, tscore, corr, permutation, lcb, shrunk,
-    expected, magnitude, learnability, learnalign, accgreedy, random."""
+    expected, norm, negative, simacc, learnability, learnalign, "cropi(k=60)", accgreedy, dynamic, random."""
     pick: str | None = None
     """Which of them are chosen, in place of the strategy's own: top, "sample(temperature=0.5)", diverse; each takes
     "caps={'web': 0.3}", "floors={'code': 0.1}", "explore=0.1"."""

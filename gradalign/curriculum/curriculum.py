@@ -7,7 +7,6 @@ round that was chosen before a crash is not chosen again.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -19,19 +18,17 @@ from gradalign.alignment.direction import Direction, NoGradientError
 from gradalign.alignment.record import Alignment
 from gradalign.alignment.saved import load_direction, origin_of, save_direction
 from gradalign.curriculum.chunks import Chunks
-from gradalign.curriculum.files import open_round, read_round
+from gradalign.curriculum.files import open_round, read_groups, read_round
 from gradalign.curriculum.folder import round_folder
 from gradalign.curriculum.numbers import counted, spent, summary
 from gradalign.curriculum.round import RoundPlan, run_round, write_choice
 from gradalign.curriculum.state import DIRECTION, State
 from gradalign.errors import GradAlignError
-from gradalign.parts import spec
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
 from gradalign.problems.schema import Problem, fingerprint, uniform_hash
 from gradalign.processes import ALONE, Processes
 from gradalign.rollouts.sampler import Sampler
-from gradalign.selection import BUDGETS
 from gradalign.selection.budgets.prior import seen, together
 
 
@@ -73,7 +70,8 @@ class Curriculum:
         self.processes = processes
         self.keys = keys
         self.index = {key: index for index, key in enumerate(keys)}
-        self.chunks = Chunks(keys, None if plan.strategy.once else chunk, plan.seed)
+        whole = plan.strategy.once or plan.strategy.stale
+        self.chunks = Chunks(keys, None if whole else chunk, plan.seed)
         self.state = State(identity)
         self.groups: dict[str, Group] = {}
         """Rollouts of the chosen problems by the policy that chose them; the adapter empties it when that has moved."""
@@ -133,9 +131,10 @@ class Curriculum:
         Raises:
             GradAlignError: the first round has no direction or nothing to choose; sampling or scoring fails.
         """
-        if self.plan.strategy.once and self.state.history:
+        asked = self.plan.strategy.warmup
+        if self.plan.strategy.once and number > asked:
             del self.state.history[number:]
-            self.state.history.append(self.state.history[0])
+            self.state.history.append(self.state.history[asked])
             self.state.round = number
             return {}
         chunk = [self.pool[i] for i in self.chunks[number]]
@@ -182,7 +181,8 @@ class Curriculum:
 
     def within_noise(self) -> bool:
         """Whether the halves' agreement over the last ``patience`` rounds together is within two standard errors."""
-        recent = self.state.agreements[-self.patience :] if self.patience else []
+        asked = self.state.agreements[self.plan.strategy.warmup :]
+        recent = asked[-self.patience :] if self.patience else []
         if not self.plan.strategy.needs_engine or not recent or len(recent) < self.patience:
             return False
         known = [(agreement, se) for agreement, se in recent if agreement is not None and se is not None]
@@ -199,18 +199,19 @@ class Curriculum:
         progress: Progress,
     ) -> tuple[list[Alignment], dict[str, Any]]:
         """The round's alignments and its ``metrics.json``."""
+        plan = self.plan.of_round(number)
         identity = self.identity(number, policy, chunk, samplers)
-        needed = [DIRECTION] if self.average else []
+        needed = [DIRECTION] if self.average and plan.strategy.needs_engine else []
         found = None
         if open_round(folder, identity, needed, self.processes):
             found = read_round(folder, self.processes)
-            if found is not None and self.average:
+            if found is not None and needed:
                 self.recall(folder, policy)
         if found is None:
             result = run_round(
-                policy, chunk, self.validation, samplers, self.plan, folder, progress, self.processes,
+                policy, chunk, self.validation, samplers, plan, folder, progress, self.processes,
                 lambda direction: self.follow(direction, policy, folder) if self.average else direction,
-                together(self.state.rates[:number]),
+                together(self.state.rates[:number]), self.collected(number),
             )  # fmt: skip
             found = result.alignments, result.metrics(), result.groups
         alignments, facts, groups = found
@@ -225,23 +226,21 @@ class Curriculum:
         self, number: int, policy: Policy, chunk: Sequence[Problem], samplers: Sequence[Sampler]
     ) -> dict[str, Any]:
         """All that a round's files depend on."""
-        facts = {f.name: getattr(self.plan, f.name) for f in dataclasses.fields(self.plan)}
         return {
             "round": number,
             "policy": policy.fingerprint,
             "problems": fingerprint([*chunk, *self.validation]),
             "samplers": [sampler.identity for sampler in samplers],
-            "plan": facts
-            | {
-                "strategy": self.plan.strategy.recipe,
-                "size": dataclasses.asdict(self.plan.size),
-                "objective": dataclasses.asdict(self.plan.objective),
-                "sketching": [self.plan.sketching.layers, self.plan.sketching.projection],
-                "average": self.average,
-                "budget": spec(self.plan.budget, BUDGETS),
-            },
+            "plan": self.plan.of_round(number).identity | {"average": self.average},
             **({"rates": together(self.state.rates[:number])} if self.plan.budget.staged else {}),
         }
+
+    def collected(self, number: int) -> list[Group]:
+        """Groups that an earlier round has sampled and this one scores again; empty where it samples its own."""
+        strategy = self.plan.strategy
+        if not strategy.stale or number <= strategy.warmup:
+            return []
+        return read_groups(round_folder(self.folder, strategy.warmup), self.keys)
 
     def follow(self, direction: Direction, policy: Policy, folder: Path) -> Direction:
         """The direction to follow from a round's own; kept in ``folder`` and for the next round."""

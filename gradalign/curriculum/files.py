@@ -58,6 +58,19 @@ def read_round(folder: Path, processes: Processes) -> Found | None:
     return None
 
 
+def read_groups(folder: Path, keys: Sequence[str]) -> list[Group]:
+    """The rollouts that a round has sampled of the problems ``keys``, in their order.
+
+    Raises:
+        GradAlignError: they are no longer there, or are of other problems.
+    """
+    table = folder / "candidates.parquet"
+    groups = read_rollouts(table, on_bad_row="mark")
+    if [group.key for group in groups] != list(keys):
+        raise GradAlignError(f"{table}: holds rollouts of other problems than the pool's; train anew in another folder")
+    return groups
+
+
 def _clear(folder: Path, but: str = "") -> None:
     for path in folder.iterdir() if folder.exists() else []:
         if path.name != but:

@@ -40,12 +40,13 @@ class BatchFilter(Curriculum):
         folder = round_folder(self.folder, number)
         self.state.step = self.state.sketch = None
         facts: dict[str, Any] = {"rollouts": 0, "direction": None, "seconds": {}, "step": None, "sketch": None}
-        if self.plan.strategy.needs_engine:
+        plan = self.plan.of_round(number)
+        if plan.strategy.needs_engine:
             if open_round(folder, self.identity(number, policy, [], samplers), [DIRECTION], self.processes):
                 facts = read_json(folder / "metrics.json")
                 self.recall(folder, policy)
             else:
-                scorer = self.plan.scorer(policy, self.processes)
+                scorer = plan.scorer(policy, self.processes)
                 try:
                     direction, trusted = find_direction(
                         scorer,
@@ -54,7 +55,7 @@ class BatchFilter(Curriculum):
                         folder,
                         progress,
                         facts["seconds"],
-                        self.plan.reference_field,
+                        plan.reference_field,
                     )
                 except NoGradientError as error:
                     if number == 0:
@@ -94,9 +95,10 @@ class BatchFilter(Curriculum):
         mine = shared_out(chunk, sampler, self.processes)
 
         groups = joined(self.processes.together(lambda: sampled(sampler, mine)), len(chunk), self.processes)
-        if self.plan.strategy.needs_engine:
+        plan = self.plan.of_round(self.state.round)
+        if plan.strategy.needs_engine:
             assert self.followed is not None, "begin() was not called"
-            scorer = self.plan.scorer(policy, self.processes)
+            scorer = plan.scorer(policy, self.processes)
             scorer.step = None if self.state.step is None else Step(*self.state.step)
             scorer.sketched = None if self.state.sketch is None else Sketched(**self.state.sketch)
             scored = scorer.measure(groups, self.followed)
@@ -107,7 +109,7 @@ class BatchFilter(Curriculum):
                 self.state.sketch = asdict(scored.sketched)
         else:
             alignments = [Alignment.of(group) for group in groups]
-        choose(alignments, self.plan.strategy, Size(top=keep), self.plan.seed)
+        choose(alignments, plan.strategy, Size(top=keep), plan.seed)
         best = sorted(range(len(groups)), key=lambda i: alignments[i].rank or 0)[:keep]
         chosen = [groups[i] for i in best]
         keys = {group.key for group in chosen}

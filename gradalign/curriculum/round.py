@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from gradalign.alignment.sketch import USUAL, Sketching
 from gradalign.alignment.table import write_alignments
 from gradalign.curriculum.stages import Candidates, Remembered
 from gradalign.files import write_json
+from gradalign.parts import spec
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
 from gradalign.policy.objective import Objective
@@ -25,7 +26,7 @@ from gradalign.processes import ALONE, Processes
 from gradalign.rollouts.collect import collect_shared
 from gradalign.rollouts.references import reference_groups
 from gradalign.rollouts.sampler import Sampler
-from gradalign.selection import Budget, Size, Strategy, choose
+from gradalign.selection import BUDGETS, STRATEGIES, Budget, Size, Strategy, choose
 from gradalign.selection.budgets.fixed import Fixed
 from gradalign.selection.budgets.prior import Prior
 from gradalign.selection.budgets.race import Raced, race
@@ -73,6 +74,25 @@ class RoundPlan:
     def forward_only(self) -> bool:
         """Whether forward passes are differenced."""
         return self.strategy.needs_engine and (self.engine == "directional" or self.contributions)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that a round's files depend on of its plan, as JSON values."""
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {
+            "strategy": self.strategy.recipe,
+            "size": asdict(self.size),
+            "objective": asdict(self.objective),
+            "sketching": [self.sketching.layers, self.sketching.projection],
+            "budget": spec(self.budget, BUDGETS),
+        }
+
+    def of_round(self, number: int) -> RoundPlan:
+        """The plan of a curriculum's round: one of the warm-up draws at random, as many problems as the others choose,
+        or from its whole chunk where a threshold says which."""
+        if number >= self.strategy.warmup:
+            return self
+        size = self.size if self.size.threshold is None else Size(fraction=1.0)
+        return replace(self, strategy=STRATEGIES["random"], size=size)
 
     def scorer(self, policy: Policy, processes: Processes = ALONE) -> Scorer:
         """Who computes alignments."""
@@ -168,6 +188,7 @@ def run_round(
     processes: Processes = ALONE,
     average: Callable[[Direction], Direction] = lambda direction: direction,
     prior: Prior | None = None,
+    collected: Sequence[Group] = (),
 ) -> Round:
     """Sample what the strategy needs, score, choose; everything lands in ``folder``.
 
@@ -185,6 +206,8 @@ def run_round(
         processes: share the work; the first one writes.
         average: gives the direction to follow from the round's own.
         prior: pass rates of earlier rounds, for a budget that asks.
+        collected: the chunk's groups with rollouts that exist, in its order; they are scored, and nothing is sampled.
+            The round's groups are empty then: to train on these rollouts would be off-policy.
     """
     seconds: dict[str, float] = {}
     trusted: list[Group] = []
@@ -195,7 +218,7 @@ def run_round(
             scorer, validation, samplers[1], folder, progress, seconds, plan.reference_field
         )
         direction = average(direction)
-    candidates = Candidates(chunk, samplers[0], scorer, direction, folder, progress, seconds)
+    candidates = Candidates(chunk, samplers[0], scorer, direction, folder, progress, seconds, [*collected])
     raced: Raced | None = None
     if strategy.needs:
         staged, most = plan.budget.staged, samplers[0].rollouts
@@ -207,9 +230,10 @@ def run_round(
     else:
         alignments = [unscored(problem.key, problem.source) for problem in chunk]
         choose(alignments, strategy, plan.size, plan.seed)
-    rollouts = sum(len(group.rollouts) for group in [*candidates.groups, *trusted])
+    groups = [] if collected else candidates.groups
+    rollouts = sum(len(group.rollouts) for group in [*groups, *trusted])
     raced = raced if plan.budget.staged else None
-    result = Round(alignments, candidates.scored(), candidates.groups, rollouts, seconds, raced)
+    result = Round(alignments, candidates.scored(), groups, rollouts, seconds, raced)
     if processes.first:
         write_alignments(folder / "alignments.parquet", alignments)
         write_json(folder / "metrics.json", result.metrics())

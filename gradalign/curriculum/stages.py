@@ -46,7 +46,7 @@ class Candidates:
         folder: of the round.
         progress: see `gradalign.alignment.align.Progress`.
         seconds: gets the times of sampling and scoring.
-        groups: one a problem, with the rollouts it has.
+        groups: one a problem, with the rollouts it has; those that exist already may be given.
         alignments: theirs.
         stage: how many stages there were.
     """

@@ -11,7 +11,7 @@ from gradalign.parts import find, parse
 from gradalign.selection.budgets import BUDGETS
 from gradalign.selection.budgets.race import Budget
 from gradalign.selection.gates import GATES
-from gradalign.selection.parts import FROM_ROLLOUTS
+from gradalign.selection.parts import FROM_ROLLOUTS, Informed
 from gradalign.selection.picks import PICKS
 from gradalign.selection.ranks import RANKS
 from gradalign.selection.strategies import STRATEGIES
@@ -83,7 +83,7 @@ def find_strategy(
         pick: see `compose`.
 
     Raises:
-        GradAlignError: unknown name, or it needs a number that the run does not give.
+        GradAlignError: unknown name, it needs a number that the run does not give, or a gate lacks what it goes by.
     """
     provided = provides(engine, contributions) | FROM_ROLLOUTS
     strategy = compose(name or ("gradalign" if "cosine" in provided else "dot"), gates, rank, pick)
@@ -97,6 +97,9 @@ def find_strategy(
             f"strategy {strategy.name!r} needs {', '.join(sorted(missing))}, which engine {engine!r} does not give; "
             f"{advice}{' (or --contributions)' if able and more else ''}, or a strategy that it can serve"
         )
+    for gate in strategy.gates:
+        if isinstance(gate, Informed):
+            gate.check()
     return strategy
 
 

@@ -31,6 +31,19 @@ class Gate(Protocol):
         ...
 
 
+@runtime_checkable
+class Informed(Protocol):
+    """A gate that needs something besides alignments."""
+
+    def check(self) -> None:
+        """Refuse where that is not there, before any work.
+
+        Raises:
+            GradAlignError: it is not.
+        """
+        ...
+
+
 class Rank(Protocol):
     """Says how useful groups are."""
 

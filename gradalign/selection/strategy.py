@@ -25,6 +25,9 @@ class Strategy:
         gates: which may be chosen; asked one after the other, each about those that the ones before let pass.
         pick: which of them are.
         once: a curriculum asks in its first round alone, over the whole pool, and keeps to that choice.
+        warmup: rounds that a curriculum trains on problems drawn at random, before it asks for the first time.
+        stale: a curriculum samples the whole pool in its first round alone, and later scores those rollouts again with
+            the policy as it is then.
     """
 
     name: str
@@ -32,6 +35,8 @@ class Strategy:
     gates: tuple[Gate, ...] = ()
     pick: Pick = field(default_factory=Top)
     once: bool = False
+    warmup: int = 0
+    stale: bool = False
 
     @property
     def prefers(self) -> str:

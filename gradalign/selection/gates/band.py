@@ -1,4 +1,9 @@
-"""``band(low=0.2, high=0.8)``: the pass rate lies in a band; problems that the policy solves now and then."""
+"""``band(low=0.2, high=0.8)``: the pass rate lies in a band; problems that the policy solves now and then.
+
+The accuracy filter in wide use (mode ``acc`` of the paper's code, arXiv 2602.21492). Strategy ``accband`` draws among
+the problems in the band uniformly; with ``--rank accgreedy`` those nearest one half come first. A fair coin as reward
+looks perfect to it.
+"""
 
 from __future__ import annotations
 

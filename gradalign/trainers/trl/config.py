@@ -39,14 +39,16 @@ class GradAlignConfig(GRPOConfig):
 
     strategy: str | None = _help(
         "Which problems are preferred: gradalign (the paper's cosine), guarded (for rewards that are not trusted), "
-        "dot, expected, tscore, corr, permutation, lcb, shrunk, learnalign, accgreedy, learnability, static, random; "
+        "dot, expected, tscore, corr, permutation, lcb, shrunk; with engine sketch learnalign (its first round is a "
+        "warm-up on problems drawn at random), cropi (samples the pool once), dtv; by the pass rate accgreedy, "
+        "accband, learnability, dynamic, simacc; for comparison static (chooses once), norm, negative, random, oracle; "
         "off trains on everything, as stock TRL (default: gradalign; in mode batch dot, which needs no cosine)."
     )
     gates: list[str] | None = field(
         default=None,
         metadata={
             "help": "Which problems may be chosen, in place of the strategy's own gates: consistent, sound(fdr=0.1), "
-            "band(low=0.2, high=0.8); none for none at all."
+            "band(low=0.2, high=0.8), dtv, oracle(keys='clean.txt'); none for none at all."
         },
     )
     rank: str | None = _help(

@@ -36,8 +36,14 @@ def check_together(args: GradAlignConfig) -> None:
             raise ValueError(f"{unread[0]} belongs to mode round; mode batch takes oversample")
         if args.budget != "fixed":
             raise ValueError(f"budget {args.budget} belongs to mode round; mode batch samples every problem alike")
-        if args.strategy == "static":
-            raise ValueError("strategy static scores once, before training, and belongs to mode round")
+        if args.composed.once or args.composed.stale:
+            does = "scores once, before training," if args.composed.once else "scores rollouts that it samples once,"
+            raise ValueError(f"strategy {args.strategy} {does} and belongs to mode round")
+    if args.composed.stale and args.budget != "fixed":
+        raise ValueError(
+            f"budget {args.budget} samples further rollouts as it goes, and strategy {args.strategy} keeps to those of "
+            "its first round; take budget fixed"
+        )
     try:
         args.raced  # noqa: B018
     except GradAlignError as error:

@@ -1,6 +1,7 @@
-"""``magnitude``: |g_i|, how far training on the problem moves the policy, in whatever direction.
+"""``norm``: |g_i|, how far training on the problem moves the policy, in whatever direction.
 
-With few rollouts mostly the size of the noise. Needs an engine that gives norms.
+The mode of that name in the paper's code (arXiv 2602.21492). With few rollouts mostly the size of the noise. Needs an
+engine that gives norms.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from gradalign.selection.parts import Needs
 
 
 @dataclass(frozen=True)
-class Magnitude:
+class Norm:
     """See the module's text."""
 
     needs: ClassVar[Needs] = frozenset({"norm"})

@@ -1,0 +1,70 @@
+"""The validation sources, each by itself: features of the mean gradient of a source's problems.
+
+A projection is linear, so that the features of the mean are the mean of the features: the gradients of a source are
+added up whole and projected once, at the cost of one more pass over the validation problems and the memory of one
+direction. What is kept is a short vector a source, however large the policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from gradalign.alignment.direction import Direction, require_gradient
+from gradalign.alignment.record import Floats
+from gradalign.alignment.sketch import Sketch
+from gradalign.alignment.sums import AddUp, half_sum
+from gradalign.errors import GradAlignError, warn
+from gradalign.policy.group import Group
+from gradalign.processes import Processes
+
+
+def by_source(
+    sketch: Sketch,
+    validation: Sequence[Group],
+    targets: Mapping[str, float],
+    adder: Callable[[Sequence[Group]], AddUp],
+    unit: bool,
+    progress: Callable[[str, int], Callable[[], None]],
+    processes: Processes,
+) -> dict[str, Floats]:
+    """Source -> (numbers,) features of its problems' mean gradient, sources in alphabetical order.
+
+    Args:
+        sketch: projects as candidates are projected.
+        validation: groups of the validation problems.
+        targets: source -> weight; one whose weight is 0 is left out, other weights play no part.
+        adder: adds up gradients of groups.
+        unit: each problem's gradient is divided by its norm first.
+        progress: see `gradalign.alignment.align.Progress`.
+        processes: each differentiates its share of the groups; all get the features.
+
+    Raises:
+        GradAlignError: no validation problem carries a policy gradient, or one is not finite.
+    """
+    asked = [group for group in validation if targets.get(group.source, 1.0) > 0]
+    require_gradient(asked)
+    scored = [group for group in asked if group.status == "scored"]
+    add_up, done, found = adder(scored), progress("validation sources", len(scored)), dict[str, Floats]()
+    for source in sorted({group.source for group in asked}):
+        own = [group for group in asked if group.source == source]
+        carrying = [group for group in own if group.status == "scored"]
+        if carrying:
+            total, _ = half_sum(carrying, add_up, None, unit, done, processes)
+            features = sketch.project(sketch.coverage.restricted(total))
+            found[source] = features.double().cpu().numpy() / len(carrying)
+        elif processes.first:
+            warn(f"source {source!r}: none of its {len(own)} problems carries a gradient; the others are followed")
+    return found
+
+
+def require_sources(direction: Direction) -> None:
+    """Refuse a direction that was not taken together with its sources.
+
+    Raises:
+        GradAlignError: it was not.
+    """
+    if not direction.sources:
+        raise GradAlignError(
+            "the choice compares problems with each source of the validation set, of which a saved direction does not "
+            "know; give the validation set's rollouts, or take another strategy"
+        )
