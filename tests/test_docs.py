@@ -17,7 +17,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 def test_the_plugin_of_the_documents_works(tmp_path: Path) -> None:
     text = (DOCS / "plugins.md").read_text(encoding="utf-8")
-    project, module, command = (re.findall(rf"```{kind}\n(.*?)```", text, re.S)[0] for kind in ("toml", "python", ""))
+    blocks = dict(re.findall(r"^```(\w*)\n(.*?)^```$", text, re.S | re.M))
+    project, module, command = blocks["toml"], blocks["python"], blocks[""]
     groups = tomllib.loads(project)["project"]["entry-points"]
     (tmp_path / "my_parts.py").write_text(module)
     info = tmp_path / "my_parts-0.1.dist-info"  # what pip writes; installing would change the environment for all tests
