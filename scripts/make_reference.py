@@ -1,0 +1,185 @@
+"""Write docs/reference: a page for every reader, recipe, reward, strategy, rank, gate, pick and budget, from docstrings.
+
+    python scripts/make_reference.py [--check]
+
+With ``--check`` nothing is written, and the exit status is 1 where a page is not what its docstring says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import re
+import sys
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import docstring_parser
+
+from gradalign.alignment.engines import ENGINES, provides
+from gradalign.parts import Registry, spec
+from gradalign.problems.readers import READERS
+from gradalign.rewards.find import REWARDS
+from gradalign.selection import BUDGETS, GATES, PICKS, RANKS, STRATEGIES, Strategy
+from gradalign.selection.parts import FROM_ROLLOUTS
+
+OUT = Path(__file__).parents[1] / "docs" / "reference"
+SECTIONS: dict[str, tuple[str, str, Mapping[str, Any]]] = {
+    "readers": ("Readers", "Where problems come from: `--pool`, `--validation`, `--test`, `--problems`.", READERS.own),
+    "rewards": ("Rewards", "What responses are paid: `--reward`, several with `--reward-weights`.", REWARDS.own),
+    "strategies": ("Strategies", "Ready-made ways to choose: `--strategy`.", STRATEGIES.own),
+    "ranks": ("Ranks", "Which problems are most useful: `--rank`.", RANKS.own),
+    "gates": ("Gates", "Which problems may be chosen: `--gates`.", GATES.own),
+    "picks": ("Picks", "Which of them are: `--pick`.", PICKS.own),
+    "budgets": ("Budgets", "How many rollouts each candidate gets: `--budget`.", BUDGETS),
+}
+"""Folder -> title, what its parts are for, the parts by name."""
+
+
+def pages() -> Iterator[tuple[Path, str]]:
+    """(path, text) of every page."""
+    index = ["# Reference", "", "Every part that a configuration can name. Made from docstrings by", ""]
+    index[-2:] = ["Every part that a configuration can name; `python scripts/make_reference.py` makes these pages from", "the docstrings. [A part of one's own](../plugins.md) needs 20 lines.", ""]
+    for folder, (title, what, parts) in SECTIONS.items():
+        index += [f"## {title}", "", what, "", f"| {title.lower().removesuffix('s') if folder != 'strategies' else 'strategy'} | |", "| --- | --- |"]
+        for name, part in parts.items():
+            text = strategy_page(name, part) if isinstance(part, Strategy) else part_page(name, part)
+            yield OUT / folder / f"{name}.md", text
+            index.append(f"| [`{name}`]({folder}/{name}.md) | {summary(part)} |")
+        index.append("")
+    yield OUT / "index.md", "\n".join(index).rstrip() + "\n"
+
+
+def prose(part: Any) -> str:
+    """What a part's docstring says before its sections; the module's where the class refers to it."""
+    own = inspect.getdoc(part) or ""
+    if own.startswith("See the module's text"):
+        own = inspect.getdoc(inspect.getmodule(part)) or ""
+    return markdown(own)
+
+
+def markdown(text: str) -> str:
+    """reStructuredText as docstrings have it, as Markdown: code in single backticks, headed sections as lists."""
+    text = re.sub(r"``(.+?)``", r"`\1`", text, flags=re.S).replace("\\\\", "\\")
+    lines, section = [], ""
+    for line in text.splitlines():
+        if re.fullmatch(r"(Args|Attributes|Returns|Raises):", line):
+            section = line.removesuffix(":")
+            lines += [] if section in ("Args", "Attributes") else [f"**{section}**", ""]
+        elif section in ("Args", "Attributes"):
+            continue
+        else:
+            lines.append(line.removeprefix("    ") if section else line)
+    return "\n".join(lines).strip().replace("::\n", ":\n")
+
+
+def summary(part: Any) -> str:
+    """The first sentence."""
+    text = part.prefers if isinstance(part, Strategy) else " ".join(prose(part).split("\n\n")[0].split())
+    text = re.sub(r"^`[^`]*`(?: \([^)]*\))?: ", "", text)
+    first = re.split(r"(?<=[.;])\s", text)[0].rstrip(".;")
+    return first.replace("|", "\\|")
+
+
+def part_page(name: str, part: Any) -> str:
+    """The page of a reader, reward, rank, gate, pick or budget."""
+    lines = [f"# {name}", "", prose(part)]
+    if inspect.isclass(part) and dataclasses.is_dataclass(part):
+        rows = list(parameters(part))
+        if rows:
+            lines += ["", "| parameter | type | default | |", "| --- | --- | --- | --- |", *rows]
+    needs = getattr(part, "needs", None)
+    if needs is not None:
+        lines += ["", f"Reads {', '.join(f'`{need}`' for need in sorted(needs)) or 'nothing'} of alignments."]
+    module = inspect.getmodule(part)
+    assert module is not None
+    source = module.__name__.replace(".", "/")
+    return "\n".join([*lines, "", f"Source: [`{source}.py`](../../../{source}.py)", ""])
+
+
+def parameters(part: type) -> Iterator[str]:
+    """Rows of the table of a part's parameters."""
+    said = {p.arg_name: p.description or "" for p in docstring_parser.parse(inspect.getdoc(part) or "").params}
+    hints = typing.get_type_hints(part, include_extras=True)
+    for field in dataclasses.fields(part):
+        default = field.default
+        if default is dataclasses.MISSING:
+            made = field.default_factory is not dataclasses.MISSING
+            text = f"`{field.default_factory()!r}`" if made else ""  # type: ignore[misc]
+        else:
+            text = f"`{default!r}`"
+        what = " ".join(markdown(said.get(field.name, "")).split())
+        yield f"| `{field.name}` | {kind(hints[field.name])} | {text} | {what} |".replace("\\|", "|")
+
+
+def kind(hint: Any) -> str:
+    """A type, with its bounds, in a few words."""
+    if typing.get_origin(hint) is Annotated:
+        inner, *more = typing.get_args(hint)
+        signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+        bounds = [
+            f"{sign} {getattr(own, name)}"
+            for info in more
+            for own in getattr(info, "metadata", [])
+            for name, sign in signs.items()
+            if getattr(own, name, None) is not None
+        ]
+        return " ".join([kind(inner), ", ".join(bounds)]).strip()
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(f"`{value}`" for value in typing.get_args(hint))
+    if typing.get_origin(hint) is not None and type(None) in typing.get_args(hint):
+        return " or ".join(kind(own) for own in typing.get_args(hint) if own is not type(None)) + " or none"
+    return f"`{getattr(hint, '__name__', str(hint).replace('typing.', ''))}`"
+
+
+def strategy_page(name: str, strategy: Strategy) -> str:
+    """The page of a ready-made strategy: what it is put together from, what it needs."""
+    links = [f"gate [`{spec(gate, GATES)}`](../gates/{name_of(gate, GATES)}.md)" for gate in strategy.gates]
+    links.append(f"rank [`{spec(strategy.rank, RANKS)}`](../ranks/{name_of(strategy.rank, RANKS)}.md)")
+    links.append(f"pick [`{spec(strategy.pick, PICKS)}`](../picks/{name_of(strategy.pick, PICKS)}.md)")
+    lines = [f"# {name}", "", f"Prefers: {strategy.prefers}.", "", f"Put together from {', '.join(links)}.", ""]
+    for gate in strategy.gates:
+        lines += [prose(type(gate)), ""]
+    lines += [prose(type(strategy.rank)), ""]
+    needs = strategy.needs
+    if not needs:
+        lines.append("Needs no rollouts of the candidates.")
+    elif needs <= FROM_ROLLOUTS:
+        lines.append("Needs rollouts of the candidates, and no engine.")
+    else:
+        able = [e for e in ENGINES if needs <= provides(e, False) | FROM_ROLLOUTS]
+        more = [e for e in ENGINES if e not in able and needs <= provides(e, True) | FROM_ROLLOUTS]
+        served = [f"`--engine {e}`" for e in able] + [f"`--engine {e} --contributions`" for e in more]
+        lines.append(f"Needs {', '.join(f'`{n}`' for n in sorted(needs))}: {', '.join(served)}.")
+    return "\n".join([*lines, "", "```", f"gradalign select --strategy {name} ...", "```", ""])
+
+
+def name_of(part: Any, registry: Registry[Any]) -> str:
+    """The name of a part."""
+    return spec(part, registry).partition("(")[0]
+
+
+def main() -> int:
+    """Write the pages, or check them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    made = dict(pages())
+    stale = [path for path, text in made.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    stale += [path for path in sorted(OUT.rglob("*.md")) if path not in made]
+    for path in stale:
+        if check:
+            print(f"{path.relative_to(OUT.parent)}: not what the docstrings say; python scripts/make_reference.py")
+        elif path in made:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(made[path], encoding="utf-8")
+        else:
+            path.unlink()
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
