@@ -9,7 +9,7 @@ _TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def boxed(text: str) -> list[str]:
-    """The contents of all closed ``\\boxed{...}``, brackets inside them balanced; a box in a box is part of the outer."""
+    """The contents of all closed ``\\boxed{...}``, brackets balanced; a box in a box is part of the outer."""
     found: list[str] = []
     end = 0
     for match in _BOX.finditer(text):

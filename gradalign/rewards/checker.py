@@ -189,7 +189,9 @@ def _fence() -> None:
 
     def refuse(event: str, arguments: tuple[Any, ...]) -> None:
         forbidden = event.startswith(_FORBIDDEN) and event not in _HARMLESS
-        if forbidden or (event == "open" and isinstance(arguments[1], str) and not set("wax+").isdisjoint(arguments[1])):
+        if forbidden or (
+            event == "open" and isinstance(arguments[1], str) and not set("wax+").isdisjoint(arguments[1])
+        ):
             raise PermissionError(f"{event} is not a check's business")
 
     sys.addaudithook(refuse)

@@ -48,7 +48,10 @@ def find_reward(spec: str) -> RewardFunction:
         raise GradAlignError(f"unknown reward {name!r}{nearest(name, [*REWARDS, *_FORMS])}")
     found = find(name, REWARDS, "reward")
     if inspect.isclass(found) and dataclasses.is_dataclass(found):
-        return parse(spec, {name: found}, "reward")
+        part: Any = parse(spec, {name: found}, "reward")
+        return part
+    if inspect.isclass(found):
+        raise GradAlignError(f"reward {name!r}: is a class and no dataclass; make it one, its fields the parameters")
     if "(" in spec:
         raise GradAlignError(f"reward {name!r}: has no parameters; write {name}")
     return found

@@ -6,8 +6,8 @@ A pool ``reasoning-gym:NAME`` gives each problem the data set's name (``reasonin
 an answer, that is worth nothing. ``game_of_life_halting`` takes any text for its "True": there the answer must also be
 the entry's own.
 
-The answer is the content of the last ``<answer>`` tags, else of the last ``\\boxed{}``, else the whole response, without
-white space at its ends; ``extract`` insists on one of them. Scoring runs in a process of its own
+The answer is the content of the last ``<answer>`` tags, else of the last ``\\boxed{}``, else the whole response,
+without white space at its ends; ``extract`` insists on one of them. Scoring runs in a process of its own
 (`gradalign.rewards.checker`): the library evaluates some answers as Python.
 """
 

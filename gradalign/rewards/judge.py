@@ -1,7 +1,7 @@
-"""``judge(url=..., model=...)``: a language model behind an OpenAI-compatible endpoint says whether a response is right.
+"""``judge(url=..., model=...)``: a model behind an OpenAI-compatible endpoint says whether a response is right.
 
-``url`` is the part before ``/chat/completions``. The judge is asked at temperature 0 with ``template`` (``@FILE`` reads it
-from a file), in which {question}, {answer} and {response} are filled in. Its verdict is read strictly:
+``url`` is the part before ``/chat/completions``. The judge is asked at temperature 0 with ``template`` (``@FILE`` reads
+it from a file), in which {question}, {answer} and {response} are filled in. Its verdict is read strictly:
 
 - a JSON object ``{"score": s}`` with s in [0, 1], which is the whole reply or its last line (a code fence may be around
   it), pays s;
@@ -11,15 +11,14 @@ from a file), in which {question}, {answer} and {response} are filled in. Its ve
 Requests run side by side, at most ``concurrency``. One that finds no server, an overloaded or failing one (408, 409,
 425, 429, 5xx), no answer within ``timeout``, or nonsense, is repeated up to ``retries`` times, after 0.5, 1, 2, ... s,
 up to a minute, times a random factor in [0.5, 1.5], or after what the server's Retry-After asks for, up to ten minutes.
-Another refusal (a wrong key, model or address) is not repeated. A judgement that fails in the end stops the run, or with
-``on_failure=failed`` marks the problem, whose status is then ``failed``; it is never a reward of 0.
+Another refusal (a wrong key, model or address) is not repeated. A judgement that fails in the end stops the run, or
+with ``on_failure=failed`` marks the problem, whose status is then ``failed``; it is never a reward of 0.
 
 The same question, answer and response to the same judge are asked once a call, and once for ever with ``cache``.
 """
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import math
 import os

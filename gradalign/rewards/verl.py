@@ -46,7 +46,12 @@ class VerlReward:
         return f"verl:{self.path.name}:{self.name} {hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]}"
 
     def __call__(
-        self, completions: Sequence[str], answer: Sequence[str], source: Sequence[str], key: Sequence[str], **columns: Any
+        self,
+        completions: Sequence[str],
+        answer: Sequence[str],
+        source: Sequence[str],
+        key: Sequence[str],
+        **columns: Any,
     ) -> Any:
         """Scores of responses; a coroutine of them where the function is one."""
         values = []
