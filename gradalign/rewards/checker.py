@@ -26,7 +26,7 @@ from typing import Any
 
 from gradalign.errors import GradAlignError
 
-MEMORY = 4 << 30
+MEMORY = 2 << 30
 """Bytes of address space that a checking process may have, where the system limits them."""
 START = 120.0
 """Seconds that a checking process may take to start and import what it needs."""

@@ -5,8 +5,8 @@ The response's answer is, of these, the first kind that it has:
 1. a box, ``\\boxed{C}``, or answer tags, ``<answer>C</answer>``; one that holds anything but a letter (``C``, ``(C)``,
    ``C. text``) or an option's text is no answer, whatever else the response says;
 2. a sentence: "the answer is (C)", "Answer: **C**", "the correct option is C";
-3. a letter that has a line to itself, with no other such line right above it (that is a list);
-4. the whole response, where it is ``C) text`` or an option's text.
+3. a last line that is a letter, the line above it being none (that is a list);
+4. the whole response, where it is one line: a letter, ``C) text`` or an option's text.
 
 Of several of a kind the last one counts, since people correct themselves; three different ones, or "A or B", are no
 answer. Letters are capital, except in brackets and boxes and where they are all there is.
@@ -33,7 +33,7 @@ _LABELLED = re.compile(r"[\s*_`(\[]*([A-Ja-j])(?:[*_`\])]*[.:)\]]|\)|\])[*_`]*\s
 _SAID = re.compile(
     r"(?:\banswer|\bchoice|\boption)\**\s*(?:is|:|=|\bwould be|\bshould be|\bmust be)[\s:*_`$\"']*"
     r"(?:(?i:option|choice|letter)\s+|\\(?:text|textbf|mathrm|mathbf)\s*\{|\\boxed\s*\{)*[\s*_`$\"']*"
-    r"(?P<open>[(\[]?)\s*(?P<letter>(?-i:[A-J])|(?<=[(\[])[a-j])\b(?P<after>.{0,24})",
+    r"(?P<open>[(\[]?)\s*(?P<letter>(?-i:[A-J])|(?<=[(\[])[a-j])\b(?=(?P<after>.{0,24}))",
     re.IGNORECASE | re.DOTALL,
 )
 _OTHERS = re.compile(r"[)\]*_`.\s]*(?:,|/|&|\||\bor\b|\band\b|\bto\b|-)\s*[(\[*_`]*(?:(?:or|and)\s+)?[(\[*_`]*[A-J]\b")
@@ -92,12 +92,10 @@ def chosen(response: str, options: Sequence[str] = ()) -> str | None:
         return _agreed(sentences)
     lines = [line for line in response.splitlines() if line.strip()]
     alone = [_ALONE.fullmatch(line) for line in lines]
-    numbers = [i for i, match in enumerate(alone) if match is not None]
-    if numbers:
-        last = alone[numbers[-1]]
-        listed = len(numbers) > 1 and numbers[-2] == numbers[-1] - 1
-        return None if listed or last is None else _known(last[1], known, bare=len(lines) > 1)
-    return _letter(response, known) if len(lines) == 1 else None
+    if len(lines) == 1:
+        return _letter(response, known)
+    last = alone[-1] if alone else None
+    return None if last is None or alone[-2] is not None else _known(last[1], known, bare=True)
 
 
 def _agreed(letters: Sequence[str | None]) -> str | None:
