@@ -102,9 +102,14 @@ class Judge:
         return self.on_failure == "failed"
 
     @property
+    def address(self) -> str:
+        """Where requests are posted to."""
+        return f"{self.url.rstrip('/')}/chat/completions"
+
+    @property
     def identity(self) -> str:
         """What judgements depend on."""
-        return f"judge {self.url} {self.model} {cache_key(self.asked)[:16]}"
+        return f"judge {self.address} {self.model} {cache_key(self.asked)[:16]}"
 
     def __call__(
         self, prompts: Sequence[Prompt], completions: Sequence[str], answer: Sequence[str], key: Sequence[str], **_: Any
@@ -119,7 +124,7 @@ class Judge:
         return self._judged(list(zip(questions, answer, completions, strict=True)), key)
 
     async def _judged(self, asked: Sequence[tuple[str, str, str]], key: Sequence[str]) -> list[float]:
-        keys = [cache_key(self.url, self.model, self.asked, *one) for one in asked]
+        keys = [cache_key(self.address, self.model, self.asked, *one) for one in asked]
         cache = None if self.cache is None else JudgeCache(Path(self.cache).expanduser())
         scores = {} if cache is None else cache.known(set(keys))
         todo = {name: one for name, one in zip(keys, asked, strict=True) if name not in scores}
@@ -134,7 +139,7 @@ class Judge:
         where = f"reward 'judge' on problem {key[0]!r}"
         try:
             failed = await ask(
-                f"{self.url.rstrip('/')}/chat/completions", requests, secret, self.concurrency, self.retries,
+                self.address, requests, secret, self.concurrency, self.retries,
                 self.timeout, done, stop=not self.marks_failures,
             )  # fmt: skip
         except RefusedError as error:
