@@ -63,8 +63,8 @@ def test_gold_answers_survive_json_in_every_data_set_and_junk_is_not_paid() -> N
 
 def test_answers_are_taken_out_of_responses() -> None:
     entry = {"answer": "12", "metadata": {}}
-    responses = ["12", " 12\n", "so <answer> 12 </answer>.", "so \\boxed{12}", "it is 12", "<answer>13</answer> \\boxed{12}",
-                 "<answer>13</answer><answer>12</answer>"]  # fmt: skip
+    responses = ["12", " 12\n", "so <answer> 12 </answer>.", "so \\boxed{12}", "it is 12",
+                 "<answer>13</answer> \\boxed{12}", "<answer>13</answer><answer>12</answer>"]  # fmt: skip
     assert pay(responses, "chain_sum", entry) == [1, 1, 1, 1, 0, 0, 1]
     assert pay(responses, "chain_sum", entry, ReasoningGym(extract="tags")) == [0, 0, 1, 0, 0, 0, 1]
     assert pay(responses, "chain_sum", entry, ReasoningGym(extract="boxed")) == [0, 0, 0, 1, 0, 1, 0]

@@ -100,8 +100,10 @@ def test_verdicts_are_read_strictly() -> None:
         '{\n "score": 0\n}': 0,
     }.items():  # fmt: skip
         assert verdict(reply) == score, reply
-    for reply in ("", "YES or NO", "YES\nbut not quite", "maybe", '{"score": 2}', '{"score": "1"}', '{"score": true}',
-                  '{"score": NaN}', '{"grade": 1}', "[1]", "[" * 100_000, "YESNO", "no idea", "5", '{"score": -0.1}'):  # fmt: skip
+    for reply in (
+        "", "YES or NO", "YES\nbut not quite", "maybe", '{"score": 2}', '{"score": "1"}', '{"score": true}', "no idea",
+        '{"score": NaN}', '{"grade": 1}', "[1]", "[" * 100_000, "YESNO", "5", '{"score": -0.1}',
+    ):  # fmt: skip
         with pytest.raises(_PassingError, match="neither YES nor NO nor a score"):
             verdict(reply)
 
@@ -147,7 +149,11 @@ def test_it_goes_on_after_failures_that_pass(server: Server) -> None:
     [
         ((500, {}, "out of order"), r"answered 500 \(out of order\), tried 3 times; see to the judge", 3),
         ((200, {}, "What a question!"), r"neither YES nor NO nor a score \(What a question!\), tried 3 times", 3),
-        ((401, {}, "who are you"), r"answered 401 \(who are you\); check url, model, and the variable OPENAI_API_KEY", 1),
+        (
+            (401, {}, "who are you"),
+            r"answered 401 \(who are you\); check url, model, and the variable OPENAI_API_KEY",
+            1,
+        ),
         ((404, {}, "no such model"), r"answered 404 \(no such model\); check url, model", 1),
     ],
 )
@@ -168,12 +174,12 @@ def test_a_judge_that_is_down_slow_or_another_program(server: Server, monkeypatc
         pay(Judge(server.url + "/x", "m"), "4")
     server.delay = 1.0
     start = time.monotonic()
-    with pytest.raises(GradAlignError, match="gave no answer within 0.2 s, tried 2 times"):
+    with pytest.raises(GradAlignError, match=r"gave no answer within 0.2 s, tried 2 times"):
         pay(Judge(server.url, "m", retries=1, timeout=0.2), "4")
     assert time.monotonic() - start < 1.0
     server.delay = 0.0
     monkeypatch.setattr("json.dumps", lambda *_, **__: "<html>")
-    with pytest.raises(GradAlignError, match="gave no chat completion .<html>., tried 1 times"):
+    with pytest.raises(GradAlignError, match=r"gave no chat completion .<html>., tried 1 times"):
         pay(Judge(server.url, "m", retries=0), "4")
 
 
@@ -216,7 +222,7 @@ def test_judgements_are_cached_for_several_processes_and_after_failures(server: 
     pay(made, *map(str, range(14)))
     assert len(server.bodies) == before
     (tmp_path / "text").write_text("not a database at all, but long enough to be looked at" * 20)
-    with pytest.raises(GradAlignError, match="cannot be used as a cache of judgements .*; name another file"):
+    with pytest.raises(GradAlignError, match=r"cannot be used as a cache of judgements .*; name another file"):
         pay(Judge(server.url, "m", cache=str(tmp_path / "text")), "4")
 
 

@@ -35,7 +35,7 @@ def _gold(rng: random.Random) -> tuple[str, list[str]]:
         (str(a), [f"{a}.0", f"{a + 1}", f"\\frac{{{a * c}}}{{{c}}}", f"-{a}", f"{a}\\%"]),
         (f"-{a}", [f"-{a}", str(a), f"{b}-{a + b}"]),
         (f"{a}.5", [f"\\frac{{{2 * a + 1}}}{{2}}", f"{a}.50", f"{a}.51", f"{a},5"]),
-        (f"\\frac{{{a}}}{{{b}}}", [f"{a}/{b}", f"\\dfrac{{{a * c}}}{{{b * c}}}", f"\\frac{{{b}}}{{{a}}}", f"{a / b:.4f}"]),
+        (f"\\frac{{{a}}}{{{b}}}", [f"{a}/{b}", f"\\dfrac{{{a * c}}}{{{b * c}}}", f"{b}/{a}", f"{a / b:.4f}"]),
         (f"{a}\\sqrt{{{c}}}", [f"\\sqrt{{{a * a * c}}}", f"{a}\\sqrt{{{c + 1}}}", f"{a}*{c}^{{1/2}}"]),
         (f"{a},{b:03d}", [f"{a}{b:03d}", f"{a},{b:03d}", f"{a}"]),
         (f"{a}%", [f"{a}\\%", f"{a / 100}", str(a)]),
@@ -71,7 +71,7 @@ def test_a_gold_answer_may_mark_its_mathematics() -> None:
 
 @pytest.mark.parametrize("gold", ["", "\\frac{1}{", "{", "$"])
 def test_a_gold_answer_that_is_no_mathematics_is_named(gold: str) -> None:
-    with pytest.raises(GradAlignError, match="problem 'k': the answer .* cannot be read as mathematics; mend it"):
+    with pytest.raises(GradAlignError, match=r"problem 'k': the answer .* cannot be read as mathematics; mend it"):
         pay(Math(), ["5"], gold)
 
 
@@ -135,7 +135,11 @@ def test_a_check_that_ends_its_process_is_no_verdict_and_the_next_one_is() -> No
     with pytest.raises(NoVerdictError, match="ended its process"):
         check("tests.test_reward_math:die", seconds=20)
     assert check("tests.test_reward_math:double", [1, "\ud83d"], seconds=20) == [1, "\ud83d", 1, "\ud83d"]
-    with pytest.raises(GradAlignError, match="cannot import what it needs .No module named 'nothing_like_it'"):
+    for idle in checker._idle:  # as the system does when memory runs out
+        idle.process.kill()
+        idle.process.wait()
+    assert check("tests.test_reward_math:double", [2], seconds=20) == [2, 2]
+    with pytest.raises(GradAlignError, match=r"cannot import what it needs .No module named 'nothing_like_it'"):
         check("nothing_like_it:f", seconds=20)
 
 

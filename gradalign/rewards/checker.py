@@ -99,7 +99,7 @@ def check(function: str, *arguments: Any, seconds: float) -> Any:
     """What ``function`` returns in a checking process.
 
     Args:
-        function: ``pkg.module:name``.
+        function: ``pkg.module:name``; the module's ``prepare()`` imports what it needs, before the fence is up.
         arguments: JSON values; the returned value is one too.
         seconds: that it may take.
 
@@ -108,10 +108,13 @@ def check(function: str, *arguments: Any, seconds: float) -> Any:
         GradAlignError: it raises one; or the module cannot be imported.
     """
     with _lock:
-        own = [checker for checker in _idle if checker.owner == os.getpid()]
-        if own:
-            _idle.remove(own[-1])
-    checker = own[-1] if own else Checker()
+        mine = [checker for checker in _idle if checker.owner == os.getpid()]
+        for idle in mine:
+            _idle.remove(idle)
+        alive = [idle for idle in mine if idle.process.poll() is None]
+        checker = alive.pop() if alive else None
+        _idle.extend(alive)
+    checker = checker or Checker()
     try:
         value = checker.ask(function, arguments, seconds)
     except GradAlignError:  # it has answered, and is as good as new
