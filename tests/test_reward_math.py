@@ -139,6 +139,8 @@ def test_a_check_that_ends_its_process_is_no_verdict_and_the_next_one_is() -> No
         idle.process.kill()
         idle.process.wait()
     assert check("tests.test_reward_math:double", [2], seconds=20) == [2, 2]
+    with pytest.raises(GradAlignError, match=r"cannot be started .the check ended its process"):
+        check("tests.test_rewards:f", seconds=20)  # a module without prepare
     with pytest.raises(GradAlignError, match=r"cannot import what it needs .No module named 'nothing_like_it'"):
         check("nothing_like_it:f", seconds=20)
 
@@ -151,9 +153,9 @@ def test_a_check_cannot_write_nor_start_anything(tmp_path: Any) -> None:
 
 
 def test_a_check_whose_caller_is_gone_ends() -> None:
-    made = checker.Checker()
+    made = checker.Checker("tests.test_reward_math")
     with pytest.raises(NoVerdictError):
-        made.ask("tests.test_reward_math:spin", (), 0.3)
+        made.ask("spin", (), 0.3)
     assert made.process.wait(30) == -signal.SIGALRM  # by itself: nobody stopped it
     made.stop()
 

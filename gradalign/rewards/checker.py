@@ -22,6 +22,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from gradalign.errors import GradAlignError
@@ -43,9 +44,17 @@ class NoVerdictError(Exception):
 
 
 class Checker:
-    """One checking process."""
+    """One checking process.
 
-    def __init__(self) -> None:
+    Args:
+        module: whose functions it calls; its ``prepare()`` imports what they need, before the fence is up.
+
+    Raises:
+        GradAlignError: it cannot be started.
+    """
+
+    def __init__(self, module: str) -> None:
+        self.module = module
         one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         self.owner = os.getpid()
         self.process = subprocess.Popen(
@@ -53,8 +62,14 @@ class Checker:
             stderr=subprocess.DEVNULL, env=os.environ | one,
         )  # fmt: skip
         self.replies: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self.ready: set[str] = set()
         threading.Thread(target=self._read, daemon=True).start()
+        try:
+            self._ask({"import": module}, START)
+        except BaseException as error:
+            self.stop()
+            if isinstance(error, NoVerdictError):
+                raise GradAlignError(f"a process to check responses in cannot be started ({error})") from error
+            raise
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -62,13 +77,9 @@ class Checker:
             self.replies.put(line)
         self.replies.put(b"")
 
-    def ask(self, function: str, arguments: tuple[Any, ...], seconds: float) -> Any:
+    def ask(self, name: str, arguments: tuple[Any, ...], seconds: float) -> Any:
         """See `check`."""
-        module = function.partition(":")[0]
-        if module not in self.ready:
-            self._ask({"import": module}, START)
-            self.ready.add(module)
-        return self._ask({"function": function, "arguments": arguments, "seconds": seconds}, seconds)
+        return self._ask({"function": name, "arguments": arguments, "seconds": seconds}, seconds)
 
     def _ask(self, request: dict[str, Any], seconds: float) -> Any:
         assert self.process.stdin is not None
@@ -99,7 +110,7 @@ def check(function: str, *arguments: Any, seconds: float) -> Any:
     """What ``function`` returns in a checking process.
 
     Args:
-        function: ``pkg.module:name``; the module's ``prepare()`` imports what it needs, before the fence is up.
+        function: ``pkg.module:name``; see `Checker`.
         arguments: JSON values; the returned value is one too.
         seconds: that it may take.
 
@@ -107,16 +118,17 @@ def check(function: str, *arguments: Any, seconds: float) -> Any:
         NoVerdictError: it takes longer, or ends its process.
         GradAlignError: it raises one; or the module cannot be imported.
     """
+    module, _, name = function.partition(":")
     with _lock:
-        mine = [checker for checker in _idle if checker.owner == os.getpid()]
+        mine = [checker for checker in _idle if (checker.owner, checker.module) == (os.getpid(), module)]
         for idle in mine:
             _idle.remove(idle)
         alive = [idle for idle in mine if idle.process.poll() is None]
         checker = alive.pop() if alive else None
         _idle.extend(alive)
-    checker = checker or Checker()
+    checker = checker or Checker(module)
     try:
-        value = checker.ask(function, arguments, seconds)
+        value = checker.ask(name, arguments, seconds)
     except GradAlignError:  # it has answered, and is as good as new
         _give_back(checker)
         raise
@@ -146,19 +158,18 @@ def serve() -> None:
     """Answer requests on standard input until it ends: what a checking process does."""
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print is not for the caller
-    fenced = False
+    module: Any = None
     for line in sys.stdin.buffer:
         request = json.loads(line)
         answer: dict[str, Any]
         try:
-            if "import" in request:
-                importlib.import_module(request["import"]).prepare()
+            if module is None:
+                module = importlib.import_module(request["import"])
+                module.prepare()
+                _fence()
                 answer = {"value": None}
             else:
-                if not fenced:
-                    fenced = True
-                    _fence()
-                answer = {"value": _answer(request)}
+                answer = {"value": _answer(getattr(module, request["function"]), request)}
         except GradAlignError as error:
             answer = {"error": str(error)}
         except ImportError as error:
@@ -167,9 +178,7 @@ def serve() -> None:
         replies.flush()
 
 
-def _answer(request: dict[str, Any]) -> Any:
-    module, _, name = request["function"].partition(":")
-    function = getattr(importlib.import_module(module), name)
+def _answer(function: Callable[..., Any], request: dict[str, Any]) -> Any:
     if hasattr(signal, "alarm"):  # outlives nobody, also where the caller was killed
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(math.ceil(request["seconds"]) + 2)
