@@ -14,6 +14,7 @@ import ast
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from gradalign.errors import GradAlignError, nearest, warn
 
 T = TypeVar("T")
+_WRITTEN = re.compile(r"\s*(?P<name>[^\W\d](?:[\w-]*\w)?)\s*(?P<arguments>\(.*\))?\s*", re.DOTALL)
 
 
 class Registry(Mapping[str, T]):
@@ -95,40 +97,39 @@ def parse(text: str, registry: Mapping[str, type[T]], kind: str) -> T:
     Raises:
         GradAlignError: unknown name or parameter, or a value that the part does not take.
     """
+    written = _WRITTEN.fullmatch(text)
     try:
-        node = ast.parse(text.strip(), mode="eval").body
-        head, keywords, others = node, list[ast.keyword](), list[ast.expr]()
-        if isinstance(node, ast.Call):
-            head, keywords, others = node.func, node.keywords, node.args
-        if not isinstance(head, ast.Name) or others:
+        if written is None:
             raise ValueError
-        values = {keyword.arg or "": _value(keyword.value) for keyword in keywords}
-        if len(values) < len(keywords):
+        node = ast.parse(f"part{written['arguments'] or '()'}", mode="eval").body
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:
+            raise ValueError
+        values = {keyword.arg or "": _value(keyword.value) for keyword in node.keywords}
+        if len(values) < len(node.keywords):
             raise ValueError("a parameter is named twice")
     except (SyntaxError, ValueError) as error:
         raise GradAlignError(f"{kind} {text!r}: write name or name(parameter=value, ...)") from error
-    made = find(head.id, registry, kind)
+    head = written["name"]
+    made = find(head, registry, kind)
     if not dataclasses.is_dataclass(made):
-        raise GradAlignError(
-            f"{kind} {head.id!r}: is no dataclass, whose fields are its parameters; see docs/plugins.md"
-        )
+        raise GradAlignError(f"{kind} {head!r}: is no dataclass, whose fields are its parameters; see docs/plugins.md")
     fields = {field.name: field for field in dataclasses.fields(made) if field.init}
     for name in values:
         if name not in fields:
             hint = nearest(name, fields) if fields else "; it has no parameters"
-            raise GradAlignError(f"{kind} {head.id!r}: unknown parameter {name!r}{hint}")
+            raise GradAlignError(f"{kind} {head!r}: unknown parameter {name!r}{hint}")
     try:
         part = TypeAdapter(made).validate_python(values)
         for name in values:
             own = getattr(part, name)
             if isinstance(own, float) and not math.isfinite(own):
-                raise GradAlignError(f"{kind} {head.id!r}: {name}: is {own}; write a finite number")
+                raise GradAlignError(f"{kind} {head!r}: {name}: is {own}; write a finite number")
         return part
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else ""
         message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-        raise GradAlignError(f"{kind} {head.id!r}: {name + ': ' if name else ''}{message}") from error
+        raise GradAlignError(f"{kind} {head!r}: {name + ': ' if name else ''}{message}") from error
 
 
 def _value(node: ast.expr) -> Any:

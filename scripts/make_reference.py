@@ -1,4 +1,4 @@
-"""Write docs/reference: a page for every reader, recipe, reward, strategy, rank, gate, pick and budget, from docstrings.
+"""Write docs/reference from docstrings: a page for every reader, reward, strategy, rank, gate, pick and budget.
 
     python scripts/make_reference.py [--check]
 
@@ -41,10 +41,13 @@ SECTIONS: dict[str, tuple[str, str, Mapping[str, Any]]] = {
 
 def pages() -> Iterator[tuple[Path, str]]:
     """(path, text) of every page."""
-    index = ["# Reference", "", "Every part that a configuration can name. Made from docstrings by", ""]
-    index[-2:] = ["Every part that a configuration can name; `python scripts/make_reference.py` makes these pages from", "the docstrings. [A part of one's own](../plugins.md) needs 20 lines.", ""]
+    index = [
+        "# Reference", "",
+        "Every part that a configuration can name. `python scripts/make_reference.py` makes these pages from the parts'",
+        "docstrings. [A part of one's own](../plugins.md) needs 20 lines.", "",
+    ]  # fmt: skip
     for folder, (title, what, parts) in SECTIONS.items():
-        index += [f"## {title}", "", what, "", f"| {title.lower().removesuffix('s') if folder != 'strategies' else 'strategy'} | |", "| --- | --- |"]
+        index += [f"## {title}", "", what, "", "| name | |", "| --- | --- |"]
         for name, part in parts.items():
             text = strategy_page(name, part) if isinstance(part, Strategy) else part_page(name, part)
             yield OUT / folder / f"{name}.md", text
@@ -105,12 +108,8 @@ def parameters(part: type) -> Iterator[str]:
     said = {p.arg_name: p.description or "" for p in docstring_parser.parse(inspect.getdoc(part) or "").params}
     hints = typing.get_type_hints(part, include_extras=True)
     for field in dataclasses.fields(part):
-        default = field.default
-        if default is dataclasses.MISSING:
-            made = field.default_factory is not dataclasses.MISSING
-            text = f"`{field.default_factory()!r}`" if made else ""  # type: ignore[misc]
-        else:
-            text = f"`{default!r}`"
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        text = "" if default is dataclasses.MISSING else f"`{default!r}`"
         what = " ".join(markdown(said.get(field.name, "")).split())
         yield f"| `{field.name}` | {kind(hints[field.name])} | {text} | {what} |".replace("\\|", "|")
 

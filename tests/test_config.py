@@ -10,6 +10,7 @@ from gradalign.cli.audit import AuditOptions
 from gradalign.cli.bench import AuditBenchOptions, FidelityOptions, SpeedOptions
 from gradalign.cli.demo import DemoOptions
 from gradalign.cli.main import COMMANDS, main
+from gradalign.cli.reward import CheckOptions
 from gradalign.cli.rollout import RolloutOptions
 from gradalign.cli.score import ScoreOptions
 from gradalign.cli.select import SelectOptions
@@ -20,7 +21,7 @@ from gradalign.errors import GradAlignError
 KINDS: dict[str, type[Options]] = {
     "demo": DemoOptions, "rollout": RolloutOptions, "score": ScoreOptions, "select": SelectOptions,
     "train": TrainOptions, "audit": AuditOptions, "bench speed": SpeedOptions, "bench fidelity": FidelityOptions,
-    "bench audit": AuditBenchOptions,
+    "bench audit": AuditBenchOptions, "reward": CheckOptions,
 }  # fmt: skip
 SCORE = ["--model", "m", "--candidates", "c.jsonl", "--validation", "v.jsonl", "--out", "s.parquet"]
 

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from gradalign.errors import GradAlignError
 from gradalign.problems.schema import Problem
-from gradalign.rewards.base import Reward, find_reward
+from gradalign.rewards.base import Reward
 from gradalign.rewards.coin import Coin
 from gradalign.rewards.countdown import countdown
+from gradalign.rewards.find import find_reward
 from gradalign.rewards.text import exact, last_number, number
 
 PROBLEM = Problem("k", "q", "18", "s", {"level": 2})

@@ -16,8 +16,9 @@ from gradalign.policy.group import Group
 from gradalign.policy.load import Policy, cover
 from gradalign.problems.embedded import make_pool
 from gradalign.problems.schema import Problem
-from gradalign.rewards.base import Reward, find_reward
+from gradalign.rewards.base import Reward
 from gradalign.rewards.countdown import countdown
+from gradalign.rewards.find import find_reward
 from gradalign.rewards.text import exact
 from gradalign.rollouts.collect import collect
 from gradalign.rollouts.sample import Sampling, plan, sample_batch

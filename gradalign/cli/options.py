@@ -16,8 +16,10 @@ from gradalign.config import Options
 from gradalign.errors import GradAlignError
 from gradalign.policy.load import Policy, load_policy
 from gradalign.policy.objective import Advantage, Aggregation, Objective
-from gradalign.rewards.base import Reward, find_reward
+from gradalign.rewards.base import Reward
 from gradalign.rewards.coin import Coin
+from gradalign.rewards.find import find_reward
+from gradalign.rewards.several import AnyReward, together
 from gradalign.rollouts.sample import Sampling
 from gradalign.selection import Size, Strategy, find_strategy
 
@@ -165,26 +167,37 @@ class SelectionOptions(Options):
         return find_strategy(self.strategy, engine, contributions, self.gates, self.rank, self.pick)
 
 
-class RewardOptions(Options):
+class PayOptions(Options):
     """Who pays."""
 
-    reward: str
-    """exact, number, countdown, or python:pkg.module:function with TRL's signature (a chat problem's completions are
-    lists of messages)."""
+    reward: Annotated[tuple[str, ...], Field(min_length=1)]
+    """exact, number, countdown, choice, math, reasoning-gym, "judge(url='http://127.0.0.1:8000/v1', model='M')",
+    python:pkg.module:function with TRL's signature (a chat problem's completions are lists of messages),
+    verl:path.py:compute_score; several are added up."""
+    reward_weights: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = ()
+    """Weight of each reward, in the same order (default: 1 for each)."""
     reward_timeout: Annotated[float, Field(gt=0, le=86400)] = 60.0
-    """Seconds that the reward of one problem's responses may take."""
+    """Seconds that the reward of one problem's responses may take; math, reasoning-gym and judge have limits of their
+    own, for each response."""
+
+    def paid_by(self, coin: Coin | None = None) -> AnyReward:
+        """The reward, with ``coin``."""
+        terms = [Reward(spec, find_reward(spec), self.reward_timeout, coin) for spec in self.reward]
+        return together(terms, self.reward_weights)
+
+
+class RewardOptions(PayOptions):
+    """Who pays, and for which problems it is a coin."""
+
     corrupt: Share = 0.0
     """Chance of each problem to be paid by a fair coin instead, for experiments (never the validation set)."""
     corrupt_seed: int = 0
     """Seed of those coins."""
 
-    def rewards(self) -> tuple[Reward, Reward]:
+    def rewards(self) -> tuple[AnyReward, AnyReward]:
         """(reward of candidates, reward of the validation set)."""
-        function = find_reward(self.reward)
-        trusted = Reward(self.reward, function, self.reward_timeout)
-        if self.corrupt == 0:
-            return trusted, trusted
-        return Reward(self.reward, function, self.reward_timeout, Coin(self.corrupt, self.corrupt_seed)), trusted
+        trusted = self.paid_by()
+        return trusted if self.corrupt == 0 else self.paid_by(Coin(self.corrupt, self.corrupt_seed)), trusted
 
 
 class SamplingOptions(Options):

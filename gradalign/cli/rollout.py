@@ -65,12 +65,16 @@ def run(arguments: Sequence[str]) -> None:
 def _summary(groups: Sequence[Group], seconds: float) -> list[list[Cell]]:
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     tokens = sum(len(rollout.response_ids) for rollout in rollouts)
+    rewards = [rollout.reward for group in groups if group.status != "failed" for rollout in group.rollouts]
+    failed = sum(group.status == "failed" for group in groups)
     silent = sum(group.status == "zero_variance" for group in groups)
+    unjudged: list[list[Cell]] = [["problems that could not be judged", failed]] if failed else []
     return [
         ["problems", len(groups)],
         ["rollouts", len(rollouts)],
         ["response tokens", tokens],
-        ["mean reward", sum(rollout.reward for rollout in rollouts) / len(rollouts)],
+        ["mean reward", sum(rewards) / len(rewards) if rewards else None],
+        *unjudged,
         ["problems whose rewards do not vary", silent],
         ["cut at --max-new-tokens", sum(rollout.finish_reason == "length" for rollout in rollouts)],
         ["seconds", seconds],

@@ -1,24 +1,30 @@
-"""Reward of the embedded problems: sums by their value, Countdown by the expression."""
+"""Reward of Countdown and of the embedded problems: sums by their value, Countdown by the expression."""
 
 from __future__ import annotations
 
 import ast
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
-_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
-_EXPRESSION = re.compile(r"[0-9+\-*() ]{1,64}")
+_OPERATORS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+_EXPRESSION = re.compile(r"[0-9+\-*/() ]{1,256}")
 
 
-def _value(node: ast.expr, used: list[int]) -> int:
+def _value(node: ast.expr, used: list[int]) -> Fraction:
     if isinstance(node, ast.Constant) and isinstance(node.value, int):
         used.append(node.value)
-        return node.value
+        return Fraction(node.value)
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-        return int(_OPERATORS[type(node.op)](_value(node.left, used), _value(node.right, used)))
-    raise ValueError("not an expression over + - * and whole numbers")
+        return _OPERATORS[type(node.op)](_value(node.left, used), _value(node.right, used))
+    raise ValueError("not an expression over + - * / and whole numbers")
 
 
 def _reaches(text: str, target: str, numbers: Sequence[int]) -> bool:
@@ -27,7 +33,7 @@ def _reaches(text: str, target: str, numbers: Sequence[int]) -> bool:
     used: list[int] = []
     try:
         value = _value(ast.parse(text.strip(), mode="eval").body, used)
-    except (SyntaxError, ValueError, RecursionError):
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
         return False
     return value == int(target) and sorted(used) == sorted(numbers)
 
@@ -40,8 +46,10 @@ def countdown(
 ) -> list[float]:
     """1.0 for a correct response, else 0.0.
 
-    A problem that brings ``numbers`` is Countdown: the response must be an expression over ``+ - *`` and brackets
-    that uses each number exactly once and equals the answer. Any other response must be the answer's own text.
+    A problem that brings ``numbers`` is Countdown: the response must be an expression over ``+ - * /`` and brackets
+    that uses each number exactly once and equals the answer, divisions exact. Any other response must be the answer's
+    own text. reasoning-gym's verdict is the same but for what it evaluates beyond these operators (signs, powers,
+    factorials).
     """
     pools = numbers if numbers is not None else [None] * len(completions)
     return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Protocol, Self
@@ -11,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradalign.errors import GradAlignError
-from gradalign.policy.group import Group, Rollout
+from gradalign.policy.group import Group, Rollout, Status
 from gradalign.policy.load import Policy
 from gradalign.problems.schema import Problem
-from gradalign.rewards.base import Reward
+from gradalign.rewards.several import AnyReward, WeightedSum
 from gradalign.rollouts.sample import Response, Sampling, plan, sample_batch
 
 Tokens = NDArray[np.int64]
@@ -66,7 +67,7 @@ class PolicySampler:
     """
 
     policy: Policy
-    reward: Reward
+    reward: AnyReward
     sampling: Sampling
     lockstep: ClassVar[bool] = False
 
@@ -113,9 +114,16 @@ class PolicySampler:
             GradAlignError: the reward fails.
         """
         texts, ids = [r.text or "" for r in responses], [r.ids for r in responses]
-        rewards = self.reward(problem, texts, ids, self.sampling.first)
+        if isinstance(self.reward, WeightedSum):
+            parts = [term(problem, texts, ids, self.sampling.first) for term in self.reward.terms]
+            rewards = self.reward.total(parts)
+        else:
+            parts, rewards = [], self.reward(problem, texts, ids, self.sampling.first)
         rollouts = [rollout_of(r, value) for r, value in zip(responses, rewards, strict=True)]
-        return Group(problem.key, prompt, rollouts, problem.source, self.policy.fingerprint)
+        for rollout, own in zip(rollouts, zip(*parts, strict=True), strict=False):
+            rollout.rewards = own
+        failed: Status | None = "failed" if any(map(math.isnan, rewards)) else None  # a judgement that did not come
+        return Group(problem.key, prompt, rollouts, problem.source, self.policy.fingerprint, failed)
 
 
 def sampled(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from gradalign.errors import GradAlignError
 from gradalign.problems.schema import Problem
 from gradalign.rewards.base import Reward
 
@@ -28,7 +30,7 @@ class RewardFunction:
     def __init__(self, reward: Reward) -> None:
         self.reward = dataclasses.replace(reward, coin=None)
         self.coin = reward.coin
-        self.__name__ = reward.name.rsplit(":", 1)[-1]
+        self.__name__ = reward.title.rsplit(":", 1)[-1]
 
     @property
     def identity(self) -> str:
@@ -38,7 +40,12 @@ class RewardFunction:
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[list[int]], **columns: Any
     ) -> list[float]:
-        """Rewards of responses, those of one problem side by side."""
+        """Rewards of responses, those of one problem side by side.
+
+        Raises:
+            GradAlignError: the reward fails, or could not judge a response: training has no place for such a one, and
+                TRL would pay it 0.
+        """
         keys = columns["key"]
         rewards: list[float] = []
         while len(rewards) < len(keys):
@@ -53,5 +60,11 @@ class RewardFunction:
             metadata = {name: values[first] for name, values in columns.items() if name not in _NOT_METADATA}
             problem = Problem(keys[first], prompts[first], columns["answer"][first], columns["source"][first], metadata)
             texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions[first:last]]
-            rewards += self.reward(problem, texts, completion_ids[first:last])
+            paid = self.reward(problem, texts, completion_ids[first:last])
+            if any(map(math.isnan, paid)):
+                raise GradAlignError(
+                    f"reward {self.reward.title!r} on problem {keys[first]!r}: a response could not be judged, and "
+                    "training cannot leave it out; see to the judge and go on from the last checkpoint"
+                )
+            rewards += paid
         return rewards

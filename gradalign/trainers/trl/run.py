@@ -17,7 +17,7 @@ from gradalign.errors import GradAlignError
 from gradalign.policy.load import Policy
 from gradalign.problems.schema import Problem
 from gradalign.problems.write import trl_row
-from gradalign.rewards.base import Reward
+from gradalign.rewards.several import AnyReward, WeightedSum
 from gradalign.trainers.trl.checkpoints import last_complete
 from gradalign.trainers.trl.config import GradAlignConfig
 from gradalign.trainers.trl.rewards import COIN, RewardFunction
@@ -28,11 +28,13 @@ MODEL = "model"
 
 
 def further_options() -> dict[str, Mapping[str, Any]]:
-    """Every field of `GradAlignConfig` but the run's folder, as arguments of ``add_argument``."""
+    """Every field of `GradAlignConfig` but run folder and rewards' weights, as arguments of ``add_argument``."""
     found: dict[str, Mapping[str, Any]] = {}
     kind: Any = GradAlignConfig
     for action in HfArgumentParser(kind)._actions:
-        if action.dest not in ("help", "output_dir") and not action.option_strings[0].startswith("--no_"):
+        if action.dest not in ("help", "output_dir", "reward_weights") and not action.option_strings[0].startswith(
+            "--no_"
+        ):
             names = ("type", "nargs", "const", "choices")
             settings = {name: getattr(action, name) for name in names if getattr(action, name) is not None}
             help_text = " ".join(str(action.help or "").split())
@@ -61,7 +63,7 @@ class TrainJob:
     """
 
     policy: Policy
-    reward: Reward
+    reward: AnyReward
     args: GradAlignConfig
     pool: Sequence[Problem]
     validation: Sequence[Problem]
@@ -124,9 +126,12 @@ class TrainJob:
             from peft import LoraConfig
 
             others["peft_config"] = LoraConfig(**lora)
+        functions = [RewardFunction(term) for term in self.reward.terms]
+        if isinstance(self.reward, WeightedSum):
+            self.args.reward_weights = list(self.reward.weights)
         try:
             return GradAlignTrainer(
-                self.policy.model, RewardFunction(self.reward), self.args, self._rows(self.pool, coins=True),
+                self.policy.model, functions, self.args, self._rows(self.pool, coins=True),
                 self._rows(self.test), validation_dataset=self._rows(self.validation),
                 processing_class=self.policy.tokenizer, progress=progress, **others,
             )  # fmt: skip
