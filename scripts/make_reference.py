@@ -26,6 +26,8 @@ from gradalign.rewards.find import REWARDS
 from gradalign.selection import BUDGETS, GATES, PICKS, RANKS, STRATEGIES, Strategy
 from gradalign.selection.parts import FROM_ROLLOUTS
 
+LONGEST = 60
+"""Characters of a default that is shown."""
 OUT = Path(__file__).parents[1] / "docs" / "reference"
 SECTIONS: dict[str, tuple[str, str, Mapping[str, Any]]] = {
     "readers": ("Readers", "Where problems come from: `--pool`, `--validation`, `--test`, `--problems`.", READERS.own),
@@ -43,8 +45,8 @@ def pages() -> Iterator[tuple[Path, str]]:
     """(path, text) of every page."""
     index = [
         "# Reference", "",
-        "Every part that a configuration can name. `python scripts/make_reference.py` makes these pages from the parts'",
-        "docstrings. [A part of one's own](../plugins.md) needs 20 lines.", "",
+        "Every part that a configuration can name. `python scripts/make_reference.py` makes these pages from",
+        "their docstrings. [A part of one's own](../plugins.md) needs 20 lines.", "",
     ]  # fmt: skip
     for folder, (title, what, parts) in SECTIONS.items():
         index += [f"## {title}", "", what, "", "| name | |", "| --- | --- |"]
@@ -81,7 +83,9 @@ def markdown(text: str) -> str:
 
 def summary(part: Any) -> str:
     """The first sentence."""
-    text = part.prefers if isinstance(part, Strategy) else " ".join(prose(part).split("\n\n")[0].split())
+    if isinstance(part, Strategy):
+        return part.prefers
+    text = " ".join(prose(part).split("\n\n")[0].split())
     text = re.sub(r"^`[^`]*`(?: \([^)]*\))?: ", "", text)
     first = re.split(r"(?<=[.;])\s", text)[0].rstrip(".;")
     return first.replace("|", "\\|")
@@ -105,11 +109,13 @@ def part_page(name: str, part: Any) -> str:
 
 def parameters(part: type) -> Iterator[str]:
     """Rows of the table of a part's parameters."""
-    said = {p.arg_name: p.description or "" for p in docstring_parser.parse(inspect.getdoc(part) or "").params}
+    documents = [docstring_parser.parse(own.__doc__ or "") for own in reversed(part.__mro__)]
+    said = {p.arg_name: p.description or "" for document in documents for p in document.params}
     hints = typing.get_type_hints(part, include_extras=True)
-    for field in dataclasses.fields(part):
+    for field in (field for field in dataclasses.fields(part) if field.init):
         default = field.default_factory() if callable(field.default_factory) else field.default
         text = "" if default is dataclasses.MISSING else f"`{default!r}`"
+        text = text if len(text) <= LONGEST else "a text"
         what = " ".join(markdown(said.get(field.name, "")).split())
         yield f"| `{field.name}` | {kind(hints[field.name])} | {text} | {what} |".replace("\\|", "|")
 

@@ -37,3 +37,22 @@ def test_the_plugin_of_the_documents_works(tmp_path: Path) -> None:
     assert len(table) == 40
     assert len(chosen) == 2
     assert min(row["score"] for row in chosen) > 0
+
+
+def test_the_reference_is_what_the_docstrings_say() -> None:
+    script = DOCS.parent / "scripts" / "make_reference.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    root = DOCS.parent
+    for page in [
+        *root.glob("*.md"),
+        *DOCS.rglob("*.md"),
+        *root.glob("benchmarks/**/*.md"),
+        *root.glob("examples/**/*.md"),
+    ]:
+        for link in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+            if not link.startswith(("http://", "https://", "mailto:")):
+                assert (page.parent / link).exists(), f"{page}: {link}"
