@@ -146,5 +146,11 @@ def _datasets(path: Path, problems: Sequence[Problem]) -> None:
     rows = [trl_row(problem) | ({"prompt": _messages(problem)} if chats else {}) for problem in problems]
     names = dict.fromkeys(name for row in rows for name in row)
     table = pa.table({name: column([row.get(name) for row in rows], f"{path}: column {name!r}") for name in names})
-    with replacing_folder(path) as part:
-        datasets.Dataset(table).save_to_disk(str(part))
+    silent = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        with replacing_folder(path) as part:
+            datasets.Dataset(table).save_to_disk(str(part))
+    finally:
+        if not silent:
+            datasets.enable_progress_bars()

@@ -36,7 +36,8 @@ def open_reader(spec: str) -> Reader:
     """
     scheme, colon, rest = spec.partition(":")
     if not colon or not re.fullmatch(r"[a-z][a-z0-9_-]+", scheme) or Path(spec).exists():
-        if not Path(spec).expanduser().is_dir() and (Path(spec).exists() or not names_hub(spec)):
+        here = Path(spec.partition("?")[0]).expanduser()
+        if here.is_file() or not (here.is_dir() or names_hub(spec)):
             return File(spec)
         scheme, rest = "hf", spec
     if scheme not in READERS:

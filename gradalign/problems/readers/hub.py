@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,12 @@ from typing import Any
 import pyarrow as pa
 
 from gradalign.errors import GradAlignError, missing_extra, nearest
+from gradalign.files import read_json
 from gradalign.problems.fields import FieldMap
 from gradalign.problems.plain import PlainFields
 from gradalign.rows import Refuse, Row
 
-NAME = re.compile(r"(?:[\w.-]+/)?[\w.-]+")
+NAME = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")
 ANSWER = 5.0
 """Seconds in which the Hub must answer, lest it counts as out of reach."""
 
@@ -100,30 +101,50 @@ class Hub:
                 number += 1
                 yield number, row
         if number == 0:
-            raise GradAlignError(f"{self.label}: split {self.split or 'train'!r} holds no row; name another by ?split=")
+            raise self._empty()
 
     def _data(self) -> Any:
         import datasets
 
         folder = Path(self.name).expanduser()
+        splits = folder / "dataset_dict.json"
         if not folder.is_dir():
             if NAME.fullmatch(self.name) is None:
                 raise GradAlignError(f"{self.label}: no such folder, and no name of the form OWNER/NAME")
             found = self._streamed(self.name, self.revision) if self._online() else self._cached()
+            rows = found[self._split(found)]
         elif self.revision is not None:
             raise GradAlignError(f"{self.label}: a folder has no revisions; leave ?revision= out")
-        elif saved_whole(folder) or (folder / "dataset_dict.json").exists():
-            if self.config is not None:
-                raise GradAlignError(
-                    f"{self.label}: a folder by save_to_disk has no configurations; leave ?config= out"
-                )
-            found = datasets.load_from_disk(str(folder))
-        else:
+        elif not saved_whole(folder) and not splits.exists():
             found = self._streamed(str(folder.absolute()))
-        rows = self._split(found) if isinstance(found, dict) else self._whole(found)
+            rows = found[self._split(found)]
+        elif self.config is not None:
+            raise GradAlignError(f"{self.label}: a folder by save_to_disk has no configuration; leave ?config= out")
+        elif splits.exists():
+            rows = self._saved(folder / self._split(read_json(splits).get("splits", [])))
+        else:
+            rows = self._saved(folder)
+            own = None if rows.split is None else str(rows.split)
+            if self.split not in (None, own):
+                raise GradAlignError(
+                    f"{self.label}: no split {self.split!r}: the folder holds one data set"
+                    f"{f', {own!r}' if own else ''}; leave ?split= out"
+                )
         if isinstance(rows, datasets.Dataset):
             rows = rows.to_iterable_dataset()
         return rows.decode(False) if rows.features else rows
+
+    def _saved(self, folder: Path) -> Any:
+        """A data set by ``save_to_disk``; the library cannot read one without rows."""
+        import datasets
+
+        if not read_json(folder / "state.json").get("_data_files"):
+            raise self._empty()
+        return datasets.load_from_disk(str(folder))
+
+    def _empty(self) -> GradAlignError:
+        split = f"split {self.split!r}" if self.split else "the data set"
+        return GradAlignError(f"{self.label}: {split} holds no row; name another")
 
     def _streamed(self, path: str, revision: str | None = None) -> Mapping[str, Any]:
         import datasets
@@ -163,31 +184,25 @@ class Hub:
             f"folder here and name hf:{self.stem} (for a recipe: ?path={self.stem})"
         )
 
-    def _split(self, found: Mapping[str, Any]) -> Any:
-        wanted = self.split or (next(iter(found)) if len(found) == 1 else "train")
-        if wanted not in found:
-            raise GradAlignError(f"{self.label}: no split {wanted!r}{nearest(wanted, map(str, found))}; set ?split=")
-        return found[wanted]
-
-    def _whole(self, found: Any) -> Any:
-        own = None if found.split is None else str(found.split)
-        if self.split not in (None, own):
-            raise GradAlignError(
-                f"{self.label}: no split {self.split!r}: the folder holds one data set{f', {own!r}' if own else ''}; "
-                "leave ?split= out"
-            )
-        return found
+    def _split(self, known: Iterable[str]) -> str:
+        names = list(map(str, known))
+        wanted = self.split or (names[0] if len(names) == 1 else "train")
+        if wanted not in names:
+            raise GradAlignError(f"{self.label}: no split {wanted!r}{nearest(wanted, names)}; set ?split=")
+        return wanted
 
     @contextlib.contextmanager
     def _clearly(self) -> Iterator[None]:
         """What the libraries raise as one line; theirs name what is known where a name is not."""
-        from datasets.exceptions import DatasetsError
+        from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
         try:
             yield
         except (OSError, ValueError, RuntimeError, pa.ArrowException, DatasetsError) as error:
             said = " ".join(line.strip() for line in str(error).splitlines()[:2]) or type(error).__name__
             mend = "set ?config=" if "onfig" in said else "mend or replace it"
+            if isinstance(error, DatasetNotFoundError):
+                mend = "look at its name and revision, or log in where it asks for that"
             raise GradAlignError(f"{self.label}: cannot be read ({said}); {mend}") from error
 
 
