@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -177,7 +178,7 @@ def _json(text: str) -> Any:
 def _sealed(identity: Mapping[str, Any], rows: Iterator[Row]) -> Iterator[bytes]:
     """The lines of a cache file."""
     digest, count = hashlib.sha256(), 0
-    for row in (identity, *rows):
+    for row in itertools.chain((identity,), rows):
         line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
         digest.update(line)
         count += 1
