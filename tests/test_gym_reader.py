@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import reasoning_gym
-from reasoning_gym.factory import get_score_answer_fn
+from reasoning_gym.factory import DATASETS, get_score_answer_fn
 
 from gradalign.errors import GradAlignError, GradAlignWarning
 from gradalign.problems.read import read_problems
@@ -42,8 +42,21 @@ def test_problems_are_the_librarys_and_score_alike_after_json(name: str) -> None
         assert entry["answer"] is None or problem.answer == entry["answer"]
 
 
+def test_every_generator_is_read_or_says_why_not() -> None:
+    refused = set()
+    for name in sorted(DATASETS.keys() - {"composite"}):
+        try:
+            (problem,) = read_problems(f"reasoning-gym:{name}?size=1&seed=5")
+            assert problem.prompt == json.loads(problem.metadata["entry"])["question"]
+        except GradAlignError as error:
+            assert "has no answer" in str(error)
+            refused.add(name)
+    assert refused == {"boxnet", "rush_hour"}
+
+
 def test_settings_are_the_generators(cache: Path) -> None:
-    pool = read_problems("reasoning-gym:countdown?size=5&min_numbers=3&max_numbers=3&shuffle=false&operators=[%22%2B%22]")
+    settings = "min_numbers=3&max_numbers=3&shuffle=false&operators=[%22%2B%22]"
+    pool = read_problems(f"reasoning-gym:countdown?size=5&{settings}")
     entries = [json.loads(problem.metadata["entry"]) for problem in pool]
     assert {len(entry["metadata"]["numbers"]) for entry in entries} == {3}
     assert not any(set(entry["answer"]) & set("*/") for entry in entries)

@@ -139,7 +139,7 @@ def test_folders_by_save_to_disk(tmp_path: Path) -> None:
         (f"hf:{tmp_path / 'one'}?revision=v1", "leave ?revision= out"),
         (f"hf:{tmp_path / 'none'}", "no such folder"),
     ):
-        with pytest.raises(GradAlignError, match="^hf:") as raised:
+        with pytest.raises(GradAlignError, match=r"^hf:") as raised:
             read_problems(spec)
         assert said in str(raised.value), raised.value
 
@@ -164,11 +164,11 @@ def test_values_stay_plain_and_what_cannot_is_named_once(tmp_path: Path) -> None
         "price": datasets.Value("decimal128(5, 2)"), "nested": {"a": datasets.List(datasets.Value("int64"))},
         "picture": datasets.Image(), "raw": datasets.Value("binary"),
     })  # fmt: skip
-    some = {
+    some: dict[str, Any] = {
         "label": 1, "when": datetime.datetime(2026, 1, 2), "price": Decimal("1.50"), "nested": {"a": [1, 2]},
         "picture": {"bytes": b"not an image", "path": None}, "raw": b"\xff",
     }  # fmt: skip
-    none = {"label": 0, "when": None, "price": None, "nested": {"a": []}, "picture": None, "raw": None}
+    none: dict[str, Any] = {"label": 0, "when": None, "price": None, "nested": {"a": []}, "picture": None, "raw": None}
     made = [row | more for row, more in zip(rows(3), (some, none, some), strict=True)]
     datasets.Dataset.from_list(made, features=features).save_to_disk(tmp_path / "d")
     with pytest.warns(GradAlignWarning) as warned:

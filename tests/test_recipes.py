@@ -16,9 +16,9 @@ from gradalign.problems.recipes.base import boxed
 from gradalign.rewards.countdown import countdown
 from gradalign.rewards.text import number
 
-USER = "Solve the following math problem step by step. The last line of your response should be of the form Answer: \
+USER = 'Solve the following math problem step by step. The last line of your response should be of the form Answer: \
 $Answer (without quotes) where $Answer is the answer to the problem.\n\n{}\n\nRemember to put your answer on its own \
-line after \"Answer:\"."
+line after "Answer:".'
 AMC_URL = "https://artofproblemsolving.com/wiki/index.php/{}_AMC_12A_Problems/Problem_1"
 AIME_URL = "https://artofproblemsolving.com/wiki/index.php/2024_AIME_I_Problems/Problem_1"
 GPQA = {
@@ -100,8 +100,8 @@ ROWS: dict[str, tuple[dict[str, Any], str, str, dict[str, Any]]] = {
     "deepscaler": ({"problem": "p", "answer": "-2/3", "solution": "s"}, "p", "-2/3", {"solution": "s"}),
     "countdown": (
         {"target": 98, "nums": [44, 19, 35]},
-        "Use each of the numbers 44, 19, 35 exactly once, with +, -, *, / and brackets, to make 98. Write the expression "
-        "and nothing else.", "98", {"numbers": [44, 19, 35]},
+        "Use each of the numbers 44, 19, 35 exactly once, with +, -, *, / and brackets, to make 98. Write the "
+        "expression and nothing else.", "98", {"numbers": [44, 19, 35]},
     ),
 }  # fmt: skip
 

@@ -20,9 +20,9 @@ from gradalign.curriculum.round import write_choice
 from gradalign.errors import GradAlignError, GradAlignWarning
 from gradalign.problems.read import read_problems
 from gradalign.problems.schema import Problem, Prompt
-from gradalign.problems.write import write_chosen
+from gradalign.problems.write import Target, write_chosen
 
-NASTY = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
+NASTY = st.text(st.characters(codec="utf-8"), max_size=12)
 FILLED = NASTY.filter(str.strip)
 ANSWERS = FILLED.filter(lambda text: "####" not in text)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -108,6 +108,10 @@ def test_a_datasets_folder_is_read_by_the_library_and_by_us(tmp_path: Path) -> N
         (p.key, p.prompt, p.answer, p.source) for p in chosen()
     ]
     assert pool[1].metadata == {"numbers": [2, 2], "level": 2, "note": None}
+    (arrow, state) = (path / name for name in ("data-00000-of-00001.arrow", "state.json"))
+    before = arrow.read_bytes(), state.read_bytes()
+    write_chosen(tmp_path, chosen(), "datasets")
+    assert (arrow.read_bytes(), state.read_bytes()) == before  # the same problems, the same bytes
     again = write_chosen(tmp_path, chosen()[:1], "datasets")  # the older folder is replaced as one
     assert len(datasets.load_from_disk(str(again))) == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["chosen.datasets"]
@@ -159,9 +163,10 @@ def test_what_cannot_be_written_leaves_the_older_file(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(pq, "write_table", full)
     monkeypatch.setattr(datasets.Dataset, "save_to_disk", full)
-    for target in ("verl", "datasets"):
+    targets: tuple[Target, ...] = ("verl", "datasets")
+    for target in targets:
         with pytest.raises(GradAlignError, match="cannot be written"):
-            write_chosen(tmp_path, chosen()[:1], target)  # type: ignore[arg-type]
+            write_chosen(tmp_path, chosen()[:1], target)
     assert (tmp_path / "chosen.verl.parquet").read_bytes() == before
     assert len(datasets.load_from_disk(str(folder))) == 2
     assert len(list(tmp_path.iterdir())) == 2
