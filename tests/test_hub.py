@@ -86,6 +86,9 @@ def test_streams_from_the_hub_and_then_reads_its_caches_without_it(repository: P
         ]  # fmt: skip
         told = json.loads(run(READ, *specs, **online))
         assert not list((tmp_path / "home").rglob("*.parquet")), "it was downloaded, not streamed"
+        # Streaming leaves the card in the cache, which is not the data set.
+        (said,) = json.loads(run(READ, "hf:own/set?config=main", **{**online, "HF_HUB_OFFLINE": "1"}))
+        assert "hf download own/set" in said
         run('import huggingface_hub as h; h.snapshot_download("own/set", repo_type="dataset")', **online)
         other = {**online, "HF_HUB_CACHE": str(tmp_path / "hub-2")}
         run('import datasets; datasets.load_dataset("own/set", "main")', **other)
