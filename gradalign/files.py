@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,29 @@ def replacing(path: Path) -> Iterator[Path]:
         finally:
             with contextlib.suppress(OSError):
                 part.unlink()
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """As `replacing`, for a folder that the block makes at the name it is given."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    old = part.with_suffix(".old")
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            if path.exists():
+                path.replace(old)
+            part.replace(path)
+        finally:
+            for left in (part, old):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def cache_folder(name: str) -> Path:
+    """``~/.cache/gradalign/NAME``, for what can be made again; the environment's GRADALIGN_CACHE names another root."""
+    root = os.environ.get("GRADALIGN_CACHE")
+    return (Path(root).expanduser() if root else Path.home() / ".cache" / "gradalign") / name
 
 
 @contextlib.contextmanager

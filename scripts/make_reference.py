@@ -22,6 +22,8 @@ import docstring_parser
 from gradalign.alignment.engines import ENGINES, provides
 from gradalign.parts import Registry, spec
 from gradalign.problems.readers import READERS
+from gradalign.problems.recipes import RECIPES
+from gradalign.problems.recipes.base import Recipe
 from gradalign.rewards.find import REWARDS
 from gradalign.selection import BUDGETS, GATES, PICKS, RANKS, STRATEGIES, Strategy
 from gradalign.selection.parts import FROM_ROLLOUTS
@@ -31,6 +33,7 @@ LONGEST = 60
 OUT = Path(__file__).parents[1] / "docs" / "reference"
 SECTIONS: dict[str, tuple[str, str, Mapping[str, Any]]] = {
     "readers": ("Readers", "Where problems come from: `--pool`, `--validation`, `--test`, `--problems`.", READERS.own),
+    "recipes": ("Recipes", "Known data sets: `--pool recipe:NAME`.", RECIPES.own),
     "rewards": ("Rewards", "What responses are paid: `--reward`, several with `--reward-weights`.", REWARDS.own),
     "strategies": ("Strategies", "Ready-made ways to choose: `--strategy`.", STRATEGIES.own),
     "ranks": ("Ranks", "Which problems are most useful: `--rank`.", RANKS.own),
@@ -51,8 +54,7 @@ def pages() -> Iterator[tuple[Path, str]]:
     for folder, (title, what, parts) in SECTIONS.items():
         index += [f"## {title}", "", what, "", "| name | |", "| --- | --- |"]
         for name, part in parts.items():
-            text = strategy_page(name, part) if isinstance(part, Strategy) else part_page(name, part)
-            yield OUT / folder / f"{name}.md", text
+            yield OUT / folder / f"{name}.md", page(name, part)
             index.append(f"| [`{name}`]({folder}/{name}.md) | {summary(part)} |")
         index.append("")
     yield OUT / "index.md", "\n".join(index).rstrip() + "\n"
@@ -85,10 +87,32 @@ def summary(part: Any) -> str:
     """The first sentence."""
     if isinstance(part, Strategy):
         return part.prefers
+    if isinstance(part, Recipe):
+        return f"{part.hub}, reward `{part.reward}`{'' if part.seen else ', not run on real rows'}"
     text = " ".join(prose(part).split("\n\n")[0].split())
     text = re.sub(r"^`[^`]*`(?: \([^)]*\))?: ", "", text)
     first = re.split(r"(?<=[.;])\s", text)[0].rstrip(".;")
     return first.replace("|", "\\|")
+
+
+def page(name: str, part: Any) -> str:
+    """The page of a part."""
+    if isinstance(part, Strategy):
+        return strategy_page(name, part)
+    return recipe_page(name, part) if isinstance(part, Recipe) else part_page(name, part)
+
+
+def recipe_page(name: str, recipe: Recipe) -> str:
+    """The page of a recipe: where its rows are from, what they become."""
+    config = "" if recipe.config is None else f", configuration `{recipe.config}`"
+    seen = "run on real rows" if recipe.seen else "made from documented columns, not run on real rows here"
+    return "\n".join([
+        f"# {name}", "", markdown(inspect.getdoc(recipe.make) or ""), "",
+        f"- Data set: [{recipe.hub}](https://huggingface.co/datasets/{recipe.hub}){config}, split `{recipe.split}`",
+        f"- Reward that fits: [`{recipe.reward}`](../rewards/{recipe.reward.partition('(')[0]}.md)",
+        f"- Licence: {recipe.licence or 'not stated, or not seen'}", f"- Checked: {seen}", "",
+        "```", f"gradalign pool --pool recipe:{name}", "```", "",
+    ])  # fmt: skip
 
 
 def part_page(name: str, part: Any) -> str:

@@ -126,7 +126,7 @@ def test_negative_numbers_and_lone_texts(tmp_path: Path) -> None:
 
 def test_choices_within_lists_are_told() -> None:
     base = ["--model", "m", "--pool", "p", "--validation", "v", "--reward", "exact", "--out", "o"]
-    with pytest.raises(GradAlignError, match=r"unknown write 'tlr'; did you mean 'trl'\? \(known: trl, verl\)"):
+    with pytest.raises(GradAlignError, match=r"unknown write 'tlr'; did you mean 'trl'\? \(known: trl, verl, datasets"):
         parse(SelectOptions, "select", [*base, "--write", "tlr"])
 
 

@@ -172,5 +172,5 @@ def test_chosen_sets_for_trl_and_verl(tmp_path: Path) -> None:
     assert verl[1]["prompt"] == [{"role": "user", "content": problems[1].prompt}]
     assert verl[1]["reward_model"] == {"style": "rule", "ground_truth": problems[1].answer}
     assert verl[1]["extra_info"]["index"] == 1
-    assert json.loads(verl[1]["extra_info"]["metadata"]) == problems[1].metadata
+    assert verl[1]["extra_info"]["metadata"] == problems[1].metadata
     assert verl[1].keys() == {"data_source", "prompt", "ability", "reward_model", "extra_info"}

@@ -18,6 +18,7 @@ import pytest
 
 from gradalign.alignment.table import read_alignments
 from gradalign.problems.embedded import make_pool
+from gradalign.problems.read import read_problems
 from gradalign.rewards.coin import Coin
 from gradalign.rollouts.table import read_rollouts
 from tests.conftest import Ran, spawn
@@ -45,7 +46,7 @@ def choice(run: Path) -> list[dict[str, Any]]:
 
 
 def test_select_end_to_end(gradalign: Run, select: list[Any], tmp_path: Path) -> None:
-    ran = gradalign(*select, "--fraction", "0.25", "--write", "trl", "verl", "--contributions")
+    ran = gradalign(*select, "--fraction", "0.25", "--write", "trl", "verl", "datasets", "scored", "--contributions")
     assert ran.status == 0, ran.err
     folder = tmp_path / "run" / "round-0000"
     alignments = read_alignments(folder / "alignments.parquet")
@@ -54,6 +55,10 @@ def test_select_end_to_end(gradalign: Run, select: list[Any], tmp_path: Path) ->
     assert [row["key"] for row in chosen] == [a.key for a in best]
     assert len(chosen) == len(alignments) // 4
     assert len(pq.read_table(folder / "chosen.verl.parquet")) == len(chosen)
+    assert [p.key for p in read_problems(f"hf:{folder / 'chosen.datasets'}")] == [row["key"] for row in chosen]
+    scored = [json.loads(line) for line in (folder / "scored.jsonl").read_text().splitlines()]
+    assert [row["rank"] for row in scored] == list(range(1, len(alignments) + 1))
+    assert {row["key"]: row["score"] for row in scored} == {a.key: a.score for a in alignments}
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["rollouts"] == 8 * (len(alignments) + 16)
     assert metrics["selected"] == len(chosen)

@@ -23,6 +23,7 @@ from gradalign.policy.load import Policy
 from gradalign.problems.pool import Pool
 from gradalign.problems.read import overlap
 from gradalign.problems.schema import Problem, fingerprint, prompt_text
+from gradalign.problems.write import check_target
 from gradalign.report.console import alignment_tables, progress_bars, show, show_scoring, times
 from gradalign.rollouts.references import reference_groups
 from gradalign.rollouts.sampler import PolicySampler, prompts_of
@@ -51,8 +52,9 @@ class SelectOptions(RewardOptions, SelectionOptions, SamplingOptions, ScoringOpt
     """Look at this many problems of the pool only, taken by seed (default: all)."""
     allow_overlap: bool = False
     """Leave validation problems out of the pool instead of refusing it."""
-    write: tuple[Literal["trl", "verl"], ...] = ("trl",)
-    """Forms of the chosen set: trl (chosen.jsonl), verl (chosen.verl.parquet)."""
+    write: tuple[Literal["trl", "verl", "datasets", "scored"], ...] = ("trl",)
+    """Forms of the chosen set: trl (chosen.jsonl, plain JSONL rows), verl (chosen.verl.parquet), datasets (a Hugging
+    Face data set, chosen.datasets/); and scored (scored.jsonl): all candidates, best first, with their scores."""
 
     @model_validator(mode="after")
     def _references(self) -> SelectOptions:
@@ -68,6 +70,8 @@ def run(arguments: Sequence[str]) -> None:
     if not options.size.given:
         raise GradAlignError("nothing says how many to choose; give --top, --fraction or --threshold")
     budget = find_budget(options.budget, options.rollouts, strategy)
+    for target in options.write:
+        check_target(target)
     rewards = options.rewards()
     plain, trusted = _problems(options)
     asking = options.asking()

@@ -13,7 +13,7 @@ from gradalign.alignment.combined import REFERENCE_WEIGHT
 from gradalign.alignment.direction import Direction
 from gradalign.alignment.record import Alignment, unscored
 from gradalign.alignment.sketch import USUAL, Sketching
-from gradalign.alignment.table import write_alignments
+from gradalign.alignment.table import EVIDENCE, to_table, write_alignments
 from gradalign.curriculum.stages import Candidates, Remembered
 from gradalign.files import write_json
 from gradalign.parts import spec
@@ -21,7 +21,7 @@ from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
 from gradalign.policy.objective import Objective
 from gradalign.problems.schema import Problem
-from gradalign.problems.write import Target, write_chosen
+from gradalign.problems.write import Target, write_chosen, write_scored
 from gradalign.processes import ALONE, Processes
 from gradalign.rollouts.collect import collect_shared
 from gradalign.rollouts.references import reference_groups
@@ -243,8 +243,15 @@ def run_round(
 def write_choice(
     folder: Path, chunk: Sequence[Problem], alignments: Sequence[Alignment], targets: Sequence[Target]
 ) -> list[Path]:
-    """Write the selected problems, best first, for each target; gives the files' paths."""
+    """Write the selected problems, best first, for each target; gives the files' paths.
+
+    Target ``scored`` is all of the chunk, best first, with every column of the alignment table but the evidence's.
+    """
     by_key = {problem.key: problem for problem in chunk}
-    best_first = sorted((a for a in alignments if a.selected), key=lambda a: a.rank or 0)
-    chosen = [by_key[a.key] for a in best_first]
-    return [write_chosen(folder, chosen, target) for target in targets]
+    best_first = sorted(alignments, key=lambda a: a.rank or 0)
+    ranked, chosen = ([by_key[a.key] for a in best_first if every or a.selected] for every in (True, False))
+    scores = {row.pop("key"): row for row in to_table(alignments).drop_columns(["source", *EVIDENCE]).to_pylist()}
+    return [
+        write_scored(folder, ranked, scores) if target == "scored" else write_chosen(folder, chosen, target)
+        for target in targets
+    ]

@@ -69,15 +69,18 @@ def to_problem(row: Row, names: FieldMap, where: str, stem: str) -> Problem:
         metadata["solution"], answer = answer, answer.rsplit("####", 1)[1].strip()
         if not answer:
             raise GradAlignError(f"{where}: field {answer_field!r} has nothing after ####; write the answer there")
-    if isinstance(written := _get(row, "extra_info.metadata"), str) and "reward_model" in row:
+    plain, written = _get(row, "extra_info.plain"), _get(row, "extra_info.metadata")
+    if "reward_model" in row and (isinstance(written, str) or (isinstance(written, dict) and plain is not None)):
         metadata = _restored(written, where)
+        if plain and len(prompt) == 1 and not isinstance(prompt, str):
+            prompt = prompt[0]["content"]
     return Problem(key, prompt, answer, source, metadata)
 
 
-def _restored(text: str, where: str) -> dict[str, Any]:
-    """Metadata as our own writer put it into a row of verl's form."""
+def _restored(written: str | dict[str, Any], where: str) -> dict[str, Any]:
+    """Metadata as our own writer put it into a row of verl's form: JSON text, or as it is."""
     try:
-        value = json.loads(text)
+        value = json.loads(written) if isinstance(written, str) else written
     except ValueError:
         value = None
     if not isinstance(value, dict):

@@ -51,7 +51,7 @@ class ReasoningGym:
 
     def __post_init__(self) -> None:
         if importlib.util.find_spec("reasoning_gym") is None:
-            raise missing_extra("reasoning-gym", "reasoning-gym")
+            raise missing_extra("reasoning-gym", "rewards")
 
     def __call__(
         self,

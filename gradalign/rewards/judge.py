@@ -83,7 +83,7 @@ class Judge:
 
     def __post_init__(self) -> None:
         if importlib.util.find_spec("httpx") is None:
-            raise missing_extra("httpx", "judge")
+            raise missing_extra("httpx", "rewards")
         if not re.match(r"https?://[^/\s]", self.url):
             raise ValueError(f"url is {self.url!r}; write the endpoint's address, such as http://127.0.0.1:8000/v1")
         text = self.template

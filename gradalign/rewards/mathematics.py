@@ -38,7 +38,7 @@ class Math:
 
     def __post_init__(self) -> None:
         if importlib.util.find_spec("math_verify") is None:
-            raise missing_extra("math-verify", "math")
+            raise missing_extra("math-verify", "rewards")
 
     def __call__(
         self, completions: Sequence[str], answer: Sequence[str], key: Sequence[str] | None = None, **_: Any
