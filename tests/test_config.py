@@ -10,6 +10,7 @@ from gradalign.cli.audit import AuditOptions
 from gradalign.cli.bench import AuditBenchOptions, FidelityOptions, SpeedOptions
 from gradalign.cli.demo import DemoOptions
 from gradalign.cli.main import COMMANDS, main
+from gradalign.cli.pool import PoolOptions
 from gradalign.cli.reward import CheckOptions
 from gradalign.cli.rollout import RolloutOptions
 from gradalign.cli.score import ScoreOptions
@@ -21,7 +22,7 @@ from gradalign.errors import GradAlignError
 KINDS: dict[str, type[Options]] = {
     "demo": DemoOptions, "rollout": RolloutOptions, "score": ScoreOptions, "select": SelectOptions,
     "train": TrainOptions, "audit": AuditOptions, "bench speed": SpeedOptions, "bench fidelity": FidelityOptions,
-    "bench audit": AuditBenchOptions, "reward": CheckOptions,
+    "bench audit": AuditBenchOptions, "reward": CheckOptions, "pool": PoolOptions,
 }  # fmt: skip
 SCORE = ["--model", "m", "--candidates", "c.jsonl", "--validation", "v.jsonl", "--out", "s.parquet"]
 

@@ -315,9 +315,9 @@ def test_plugins_are_rewards_like_any_other() -> None:
 def test_packages_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for spec, extra in (
-        ("math", "math"),
-        ("reasoning-gym", "reasoning-gym"),
-        ("judge(url='http://a', model='m')", "judge"),
+        ("math", "rewards"),
+        ("reasoning-gym", "rewards"),
+        ("judge(url='http://a', model='m')", "rewards"),
     ):
         with pytest.raises(GradAlignError, match=rf"is not installed: pip install 'gradalign\[{extra}\]'"):
             find_reward(spec)

@@ -15,6 +15,7 @@ from gradalign.errors import GradAlignError, GradAlignWarning, nearest
 
 COMMANDS = {
     "demo": "the main job, end to end, on the embedded default: minutes, no download",
+    "pool": "what is in a pool: its problems, sources, repeats, rows that cannot be used",
     "rollout": "sample and reward responses to problems",
     "score": "align rollouts that exist with a validation set's policy gradient",
     "select": "sample, score and choose: which problems to train on now",

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import overload
 
+from gradalign.problems.reading import Reading
 from gradalign.problems.schema import Problem, identity, uniform_hash
 
 CACHE = 65536
@@ -36,6 +37,9 @@ class Pool(Sequence[Problem]):
     """Problems in order, no two with one key or one prompt (up to `gradalign.problems.schema.identity`).
 
     Filled by `add` and then read as any sequence is; `without`, `drawn` and `mapped` give pools on the same database.
+
+    Attributes:
+        readings: what became of the rows that it was filled from.
     """
 
     def __init__(self) -> None:
@@ -49,6 +53,7 @@ class Pool(Sequence[Problem]):
         )
         self._database.create_function("uniform_hash", 2, lambda seed, key: uniform_hash("draw", seed, key))
         self._database.execute("BEGIN")
+        self.readings: list[Reading] = []
         self._numbers: range | array[int] = range(1, 1)
         self._asked: Callable[[Problem], Problem] | None = None
 
@@ -146,6 +151,7 @@ class Pool(Sequence[Problem]):
     def _view(self, numbers: range | array[int]) -> Pool:
         view = object.__new__(Pool)
         view._database, view._numbers, view._asked = self._database, numbers, self._asked
+        view.readings = self.readings
         return view
 
     def _read(self, numbers: Sequence[int]) -> list[Problem]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,6 +69,20 @@ def write_chosen(folder: Path, problems: Sequence[Problem], target: Target) -> P
         else:
             _jsonl(part, [trl_row(problem) for problem in problems])
     return path
+
+
+def write_pool(path: Path, problems: Iterable[Problem]) -> None:
+    """Write problems as trl's rows, one at a time, however many there are.
+
+    Raises:
+        GradAlignError: the place cannot be written to.
+    """
+    kept = PlainFields(str(path), "which JSON cannot write; left out there")
+    with replacing(path) as part, part.open("w", encoding="utf-8") as file:
+        for p in problems:
+            row = trl_row(Problem(p.key, p.prompt, p.answer, p.source, kept(p.metadata)))
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    kept.say()
 
 
 def write_scored(folder: Path, problems: Sequence[Problem], scores: Mapping[str, Mapping[str, Any]]) -> Path:
