@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from gradalign.bench.counts import Lengths, Shape, repeated, shared
 from gradalign.bench.speed_arms import ARMS
 from gradalign.bench.workloads import MODELS, WORKLOADS
-from gradalign.cli.bench import SpeedOptions
+from gradalign.cli.bench.speed import SpeedOptions
 from gradalign.policy.load import EMBEDDED
 from tests.conftest import CONFIGS
 

@@ -7,7 +7,9 @@ import pytest
 import yaml
 
 from gradalign.cli.audit import AuditOptions
-from gradalign.cli.bench import AuditBenchOptions, FidelityOptions, SpeedOptions
+from gradalign.cli.bench.audit import AuditBenchOptions
+from gradalign.cli.bench.fidelity import FidelityOptions
+from gradalign.cli.bench.speed import SpeedOptions
 from gradalign.cli.demo import DemoOptions
 from gradalign.cli.main import COMMANDS, main
 from gradalign.cli.pool import PoolOptions
