@@ -12,8 +12,9 @@ from scipy import stats
 
 from gradalign.alignment.align import Scorer, silent
 from gradalign.bench import corruptions, noise_data
-from gradalign.bench.noise import BASELINES, CHOICES, DEFAULT, NoisePlan, choices, flipped, holm
+from gradalign.bench.noise import BASELINES, CHOICES, DEFAULT, NoisePlan, choices
 from gradalign.bench.noise_data import ARMS, OBJECTIVE, Seed, Setting
+from gradalign.bench.significance import flipped, holm
 from gradalign.cli.main import main
 from gradalign.policy.group import Group, Rollout
 from gradalign.policy.load import load_policy

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from gradalign.bench.noise import BASELINES, CHOICES, DEFAULT, ORACLES, RIVAL, flipped, holm
+from gradalign.bench.noise import BASELINES, CHOICES, DEFAULT, ORACLES, RIVAL
 from gradalign.bench.noise_data import ARMS
 from gradalign.bench.results import markdown_table, provenance
+from gradalign.bench.significance import flipped, holm
 
 SHOWN = (DEFAULT, "expected", "corr")
 """Strategies whose races the table tells of; the JSON has all."""

@@ -20,15 +20,21 @@ def held(values: Sequence[Any]) -> pa.Array | None:
     return array
 
 
+def alike(values: Sequence[Any]) -> pa.Array | None:
+    """As `held`, whole numbers among decimals becoming decimals."""
+    array = _array(values)
+    return array if array is not None and array.to_pylist() == list(values) else None
+
+
 def column(values: Sequence[Any], where: str) -> pa.Array:
-    """As `held`, whole numbers among decimals becoming decimals; else each value's JSON text, which a warning says.
+    """As `alike`; else each value's JSON text, which a warning says.
 
     Args:
         values: plain ones.
         where: names the column in the warning.
     """
-    array = _array(values)
-    if array is not None and array.to_pylist() == list(values):
+    array = alike(values)
+    if array is not None:
         return array
     warn(f"{where}: its values are of several kinds, which one column cannot hold; written as JSON text")
     return pa.array([None if value is None else json.dumps(value, ensure_ascii=False) for value in values], pa.string())

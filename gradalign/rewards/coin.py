@@ -18,11 +18,13 @@ class Coin:
         fraction: chance that a problem is corrupted, in [0, 1].
         seed: of all coins.
         salt: added to the hash of a toss; a curriculum changes it each round.
+        chances: of heads; a hash of the key draws a problem's own from them.
     """
 
     fraction: float
     seed: int = 0
     salt: int = 0
+    chances: tuple[float, ...] = (0.5,)
 
     def corrupts(self, key: str) -> bool:
         """Whether the problem is paid by coin."""
@@ -30,4 +32,5 @@ class Coin:
 
     def toss(self, key: str, index: int) -> float:
         """0.0 or 1.0 for the problem's rollout number ``index``."""
-        return float(uniform_hash("toss", self.seed, self.salt, key, index) < 0.5)
+        chance = self.chances[int(uniform_hash("chance", self.seed, key) * len(self.chances))]
+        return float(uniform_hash("toss", self.seed, self.salt, key, index) < chance)

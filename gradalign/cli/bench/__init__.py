@@ -12,6 +12,7 @@ BENCHMARKS = {
     "fidelity": "few rollouts and other engines against exact with many rollouts",
     "noise": "which strategy sees through rewards gone wrong, with how few rollouts",
     "audit": "spoilt rewards: what share of the audit's lists is sound, what share of the spoilt they hold",
+    "regimes": "training on what every strategy chooses, under unreliable rewards, imbalance and low utility",
 }
 """Second word -> one line of help; the module of the same name has ``run(arguments)``."""
 

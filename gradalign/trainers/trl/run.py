@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset
 from transformers import HfArgumentParser, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -15,6 +16,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from gradalign.alignment.align import Progress, silent
 from gradalign.errors import GradAlignError
 from gradalign.policy.load import Policy
+from gradalign.problems.arrow import alike
 from gradalign.problems.schema import Problem
 from gradalign.problems.write import trl_row
 from gradalign.rewards.several import AnyReward, WeightedSum
@@ -141,7 +143,22 @@ class TrainJob:
     def _rows(self, problems: Sequence[Problem], coins: bool = False) -> Dataset | None:
         coin = self.reward.coin if coins else None
         rows = [trl_row(p) | {COIN: coin is not None and coin.corrupts(p.key)} for p in problems]
-        return Dataset.from_list(rows) if rows else None
+        return _data_set(rows) if rows else None
+
+
+def _data_set(rows: Sequence[Mapping[str, Any]]) -> Dataset:
+    """A data set with every field that any row has; null where a row has none.
+
+    Raises:
+        GradAlignError: a field's values cannot be in one column as they are.
+    """
+    columns = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        columns[name] = alike([row.get(name) for row in rows])
+        if columns[name] is None:
+            mend = "ask all as messages (--chat)" if name == "prompt" else "give it one kind, or leave the field out"
+            raise GradAlignError(f"the problems' field {name!r} has values of several kinds; {mend}")
+    return Dataset(pa.table(columns))
 
 
 def export(trainer: GradAlignTrainer, folder: Path) -> None:

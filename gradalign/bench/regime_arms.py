@@ -1,0 +1,34 @@
+"""How the arms of `gradalign bench regimes` choose: each a few fields of `GradAlignConfig`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+DEFAULT = "guarded"
+"""The noise-aware default, pre-registered."""
+ORACLE = "oracle"
+"""The arm that knows the problems that ought to be chosen, and draws among them."""
+
+ARMS: dict[str, dict[str, Any]] = {
+    "random": {"strategy": "random"},
+    "accgreedy": {"strategy": "accgreedy"},
+    "accband": {"strategy": "accband"},
+    "learnability": {"strategy": "learnability"},
+    "dynamic": {"strategy": "dynamic"},
+    "learnalign": {"strategy": "learnalign", "engine": "sketch", "projection": "two-sided:8"},
+    "cropi": {"strategy": "cropi", "engine": "sketch", "projection": "coordinates:4096"},
+    "static": {"strategy": "static"},
+    "gradalign": {"strategy": "gradalign"},
+    "dot": {"strategy": "dot", "engine": "directional"},
+    "guarded": {"strategy": "guarded", "engine": "directional"},
+    "racing": {"strategy": "guarded", "engine": "directional", "budget": "racing(screen=4, mean=8)"},
+    "batch": {"strategy": "dot", "gates": ["consistent"], "mode": "batch", "oversample": 3},
+    "oracle": {"strategy": "oracle"},
+}
+"""Arm -> how it chooses; ``oracle`` gets the keys of the good problems beside."""
+HEADLINE = ("random", "accgreedy", "gradalign", "dot", "guarded", "racing", "batch", "oracle")
+"""Arms that run on every seed."""
+BASELINES = (
+    "random", "accgreedy", "accband", "learnability", "dynamic", "learnalign", "cropi", "static", "gradalign", "dot",
+)  # fmt: skip
+"""What the default is tested against."""

@@ -1,0 +1,171 @@
+"""What `gradalign bench regimes` ran, as tables and tests."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+
+from gradalign.bench.regime_arms import ARMS, BASELINES, DEFAULT, ORACLE
+from gradalign.bench.regime_beds import SHARES
+from gradalign.bench.results import markdown_table
+from gradalign.bench.significance import flipped, holm
+
+Runs = dict[str, dict[int, dict[str, Any]]]
+"""Arm -> seed -> row."""
+
+NOTES = """\
+- Numbers are medians over seeds, with the least and the largest in brackets. All arms of a seed have the same problems.
+- final: mean of the last two evaluations at equal steps; best: the best evaluation; area: mean of all evaluations after
+  the first.
+- steps and rollouts to random: where the arm first reaches `random`'s final accuracy, as shares of `random`'s steps
+  and rollouts there; `-` where it does not. Rollouts count everything sampled: to choose, for the validation set, to
+  train.
+- `random` at equal rollouts: its accuracy (mean of the two evaluations up to there) once it has spent as many rollouts
+  as the default has at the end.
+- gap closed: (arm - random) / (oracle - random), of the final accuracies' medians.
+- p: paired permutation test over seeds that the default ends higher, one-sided, Holm-adjusted over the baselines; n
+  seeds cannot give less than 2 ** -n, times the number of baselines."""
+
+
+def finish_regimes(data: dict[str, Any]) -> str:
+    """The Markdown below the title; adds ``summary`` and ``tests`` to the data."""
+    runs: Runs = defaultdict(dict)
+    for row in data["rows"]:
+        runs[row["arm"]][row["seed"]] = row
+    told = SHARES[data["regime"]][0]
+    data["summary"], data["tests"] = summary(runs), tests(runs)
+    seeds = sorted({row["seed"] for row in data["rows"]})
+    return "\n\n".join([
+        f"Regime {data['regime'].replace('_', ' ')}, bed `{data['bed']}`: {len(data['rows'])} runs, seeds "
+        f"{', '.join(map(str, seeds))}. Start: {_spread([row['accuracy'][0] for row in data['rows']])}.",
+        _accuracies(runs, told),
+        "## What reaching random's final accuracy costs", _costs(runs),
+        f"## `{DEFAULT}` against the baselines", _tested(data["tests"]),
+        f"## The {told} share among the chosen, round by round", _by_round(runs),
+        "## How to read this", NOTES,
+        f"Setting: {_flat(data['setting'])}.", _origins(data["rows"]),
+    ])  # fmt: skip
+
+
+def summary(runs: Runs) -> dict[str, dict[str, float]]:
+    """Arm -> medians over its seeds."""
+    found = {}
+    for arm, rows in runs.items():
+        names = ("final_accuracy", "best_accuracy", "area", "rollouts")
+        found[arm] = {name: median(row[name] for row in rows.values()) for name in names}
+        found[arm]["chosen_share"] = median(mean(row["chosen_share"]) for row in rows.values())
+        found[arm]["collapsed"] = sum(row["collapsed"] for row in rows.values())
+    if "random" in found and ORACLE in found:
+        low, high = found["random"]["final_accuracy"], found[ORACLE]["final_accuracy"]
+        for own in found.values():
+            own["gap_closed"] = (own["final_accuracy"] - low) / (high - low) if high > low else float("nan")
+    return found
+
+
+def tests(runs: Runs) -> list[dict[str, Any]]:
+    """The default's final accuracy against each baseline's, on the seeds that both have."""
+    found: list[dict[str, Any]] = []
+    for other in BASELINES:
+        both = sorted(runs.get(DEFAULT, {}).keys() & runs.get(other, {}).keys())
+        if len(both) > 1:
+            ours, theirs = ([runs[arm][s]["final_accuracy"] for s in both] for arm in (DEFAULT, other))
+            gain = np.array(ours) - np.array(theirs)
+            found.append({
+                "against": other, "seeds": len(both), "gain": float(np.median(gain)), "wins": int((gain > 0).sum()),
+                "p": flipped(-gain),
+            })  # fmt: skip
+    for own, p in zip(found, holm([own["p"] for own in found]), strict=True):
+        own["p_holm"] = p
+    return found
+
+
+def reached(row: dict[str, Any], level: float) -> int | None:
+    """Place of the first evaluation after training began that is at least ``level``."""
+    return next((i for i, value in enumerate(row["accuracy"]) if i and value >= level), None)
+
+
+def _accuracies(runs: Runs, told: str) -> str:
+    columns = ["arm", "seeds", "final", "best", "area", f"{told} share", "rollouts", "gap closed", "collapsed"]
+    made = summary(runs)
+    lines = []
+    for arm in (arm for arm in ARMS if arm in runs):
+        rows = list(runs[arm].values())
+        accuracies = [_spread([row[n] for row in rows]) for n in ("final_accuracy", "best_accuracy", "area")]
+        lines.append([
+            f"`{arm}`", str(len(rows)), *accuracies,
+            _spread([mean(row["chosen_share"]) for row in rows]), f"{made[arm]['rollouts']:,.0f}",
+            f"{made[arm]['gap_closed']:.2f}" if "gap_closed" in made[arm] else "-", str(made[arm]["collapsed"]),
+        ])  # fmt: skip
+    longer = [found for seed in runs.get("random", {}) if (found := _equal_rollouts(runs, seed)) is not None]
+    if longer:
+        lines.append(["`random` at equal rollouts", str(len(longer)), _spread(longer), *["-"] * 6])
+    return markdown_table(columns, lines)
+
+
+def _equal_rollouts(runs: Runs, seed: int) -> float | None:
+    """``random``'s accuracy once it has spent what the default has at its end."""
+    if seed not in runs.get(DEFAULT, {}):
+        return None
+    row, limit = runs["random"][seed], runs[DEFAULT][seed]["rollouts"]
+    within = [a for a, spent in zip(row["accuracy"], row["rollouts_at"], strict=True) if spent <= limit]
+    return mean(within[-2:])
+
+
+def _costs(runs: Runs) -> str:
+    lines = []
+    for arm in (arm for arm in ARMS if arm in runs and arm != "random"):
+        shares: dict[str, list[float]] = {"steps_at": [], "rollouts_at": []}
+        missed = 0
+        for seed, row in runs[arm].items():
+            random = runs.get("random", {}).get(seed)
+            if random is None:
+                continue
+            place = reached(row, random["final_accuracy"])
+            missed += place is None
+            for name, cost in (("steps_at", random["steps"]), ("rollouts_at", random["rollouts"])):
+                shares[name].append(np.inf if place is None else row[name][place] / cost)
+        if shares["steps_at"]:
+            lines.append([f"`{arm}`", str(len(shares["steps_at"])), *map(_finite, shares.values()), str(missed)])
+    return markdown_table(["arm", "seeds", "steps to random", "rollouts to random", "never"], lines)
+
+
+def _tested(found: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        [f"`{own['against']}`", str(own["seeds"]), f"{own['gain']:+.3f}", f"{own['wins']} of {own['seeds']}",
+         f"{own['p']:.4f}", f"{own['p_holm']:.4f}"]
+        for own in found
+    ]  # fmt: skip
+    return markdown_table(["against", "seeds", "median gain", "higher on", "p", "p, Holm"], lines)
+
+
+def _by_round(runs: Runs) -> str:
+    most = max((len(row["chosen_share"]) for arm in runs if arm != "random" for row in runs[arm].values()), default=0)
+    lines = []
+    for arm in (arm for arm in ARMS if arm in runs):
+        shares = [row["chosen_share"] for row in runs[arm].values()]
+        cells = [[share[i] for share in shares if i < len(share)] for i in range(most)]
+        lines.append([f"`{arm}`", *(f"{median(cell):.2f}" if cell else "-" for cell in cells)])
+    return markdown_table(["arm", *map(str, range(most))], lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{median(values):.3f} ({min(values):.3f}-{max(values):.3f})"
+
+
+def _finite(values: Sequence[float]) -> str:
+    tell: Callable[[float], str] = lambda value: "-" if value == np.inf else f"{value:.2f}"  # noqa: E731
+    return f"{tell(median(values))} ({tell(min(values))} to {tell(max(values))})"
+
+
+def _flat(values: dict[str, Any]) -> str:
+    flat = {**values.get("sizes", {}), **{name: value for name, value in values.items() if name != "sizes"}}
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in flat.items())
+
+
+def _origins(rows: Sequence[dict[str, Any]]) -> str:
+    told = {", ".join(f"{name} {value}" for name, value in row["from"].items()) for row in rows}
+    return f"Ran with {'; '.join(sorted(told))}. Seconds a run: {_spread([row['seconds'] for row in rows])}."
