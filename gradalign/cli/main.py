@@ -20,6 +20,7 @@ COMMANDS = {
     "select": "sample, score and choose: which problems to train on now",
     "train": "TRL's GRPO on problems chosen as the policy moves",
     "audit": "problems whose reward is probably wrong, at a false-discovery rate",
+    "report": "one page to look at: what runs chose, why, and what came of it",
     "bench": "speed, fidelity, noise, audit: how fast engines are, and how far their numbers can be trusted",
 }
 """Command -> one line of help; the module of the same name has ``run(arguments)``."""
