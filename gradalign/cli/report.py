@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -47,23 +47,27 @@ def run(arguments: Sequence[str]) -> None:
     check_writable(out)
     if options.png is not None and options.png.exists() and not options.png.is_dir():
         raise GradAlignError(f"option --png: {options.png} is a file; name a folder")
-    notes: list[str] = []
-    if options.format == "html":
-        from gradalign.report.html import write_html  # needs the extra
-
-        notes = write_html(out, runs)
-    else:
-        write_markdown(out, runs)
+    write_page = _writer(options.format)
     pictures: list[Path] = []
     if options.png is not None:
-        from gradalign.report.pictures import write_pictures  # likewise
+        from gradalign.report.pictures import write_pictures  # needs the extra
 
         pictures = write_pictures(options.png, runs)
+    notes = write_page(out, runs)
 
     for line in [*map(_told, runs), *notes]:
         show(line)
     more = f", and {len(pictures)} pictures to {options.png}" if pictures else ""
     show(f"wrote {out}{more}")
+
+
+def _writer(form: str) -> Callable[[Path, Sequence[Run]], list[str]]:
+    """Who writes a report of that format, and tells what it leaves out."""
+    if form == "md":
+        return write_markdown
+    from gradalign.report.html import write_html  # needs the extra
+
+    return write_html
 
 
 def _beside(run: Path, form: str) -> Path:

@@ -112,9 +112,7 @@ def write_html(path: Path, rows: Sequence[Evidenced], found: Audit, notes: Seque
         "<div class=wide role=region tabindex=0 aria-label=problems><table class=sortable><caption>problems</caption>"
         f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{lines}\n</tbody></table></div>"
     )
-    write_page(
-        path, MARK, "Audit", "Problems whose reward is suspect", body, [asset("audit.css")], [asset("audit.js")]
-    )
+    write_page(path, MARK, "Audit", "Problems whose reward is suspect", body, [asset("audit.css")], [asset("audit.js")])
 
 
 _SHOWN = {

@@ -36,24 +36,30 @@ def panel(made: Panel, names: Sequence[str]) -> Figure:
             continue
         name = f"{names[line.run]}{', ' if line.name else ''}{line.name}"
         dense = len(line.x) > 60
+        aside = (
+            0.3 * (line.run - (len(names) - 1) / 2) / max(6, len(names)) if line.error is not None else 0.0
+        )  # bars beside one another
         traces.append(graph_objects.Scatter(
-            x=line.x, y=[_short(y) for y in line.y], name=name, meta=f"run-{line.run % COLOURS}",
+            x=[x + aside for x in line.x], y=[_short(y) for y in line.y], name=name, meta=f"run-{line.run % COLOURS}",
             mode="lines" if dense else "lines+markers", opacity=0.6 if line.dashed else 1,
             line={"width": 1.6 if dense else 2, "dash": "dot" if line.dashed else "solid"},
             marker={"symbol": MARKS[line.run % len(MARKS)], "size": 5 if line.dashed else 7},
             error_y=None if line.error is None else {"array": [_short(e) for e in line.error], "thickness": 1.2},
             hovertemplate=f"%{{y:.4g}}<extra>{_plain(name)}</extra>", customdata=[line.run] * len(line.x),
+            cliponaxis=False,
         ))  # fmt: skip
-    whole = sorted({x for line in made.lines for x in line.x})
-    ticks: Figure = {}
+    whole, heights = (sorted({v for line in made.lines for v in getattr(line, axis)}) for axis in "xy")
+    ticks: Figure = {"dtick": 1} if whole[-1] <= 8 else {}
+    level = {"range": [0, 1.2 * heights[0]]} if len(heights) == 1 and heights[0] > 0 else {}
     if made.x == "round":
         every = max(1, -(-len(whole) // 8))
         ticks = {"dtick": every, "tick0": 0, "tickformat": "d"}
         if len(whole) == 1:
             ticks["range"] = [whole[0] - 1, whole[0] + 1]
     return _figure(traces, {
-        "height": 250, "hovermode": "x unified", "xaxis": {"title": {"text": made.x}, **ticks},
-        "yaxis": {"title": {"text": made.y}, "zeroline": made.zero},
+        "height": 250, "hovermode": "closest" if made.zero else "x unified",
+        "xaxis": {"title": {"text": made.x}, "zeroline": False, **ticks},
+        "yaxis": {"title": {"text": made.y, "standoff": 8}, "zeroline": made.zero, **level},
     })  # fmt: skip
 
 

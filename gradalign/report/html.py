@@ -125,7 +125,9 @@ def _legend(kind: str, names: Sequence[str]) -> str:
 
 
 def _runs_legend(names: Sequence[str]) -> str:
-    """Which colour and mark is which run; the boxes hide runs."""
+    """Which colour and mark is which run; the boxes hide runs. One run alone needs none."""
+    if len(names) == 1:
+        return ""
     items = "".join(
         f"<li><label><input type=checkbox checked data-run={i}>"
         f'<b style="color:var(--run-{i % charts.COLOURS})" aria-hidden=true>{charts.SIGNS[i % len(charts.SIGNS)]}</b>'
@@ -144,8 +146,8 @@ def _problems(runs: Sequence[Run], made: Sequence[View]) -> str:
 <p class=note><span id=box-legend></span> Boxes hold the middle half, whiskers reach from 5 to 95 %.</p></figcaption>
 <div class=plot id=boxes role=img aria-label="Scores by source, chosen and left"></div></figure>
 <figure><figcaption><h3>Pass rate against alignment</h3>
-<p class=note><label>alignment <select id=measure></select></label> A point is a problem: point at it to see it, press it
-to keep it below. <span id=point-note></span></p></figcaption>
+<p class=note><label>alignment <select id=measure></select></label> A point is a problem: point at it to see it,
+press it to keep it below. <span id=point-note></span></p></figcaption>
 <div class=plot id=scatter role=img aria-label="Pass rate against alignment; the problems are in the table below"></div>
 </figure></div>
 <aside id=kept aria-live=polite hidden></aside>

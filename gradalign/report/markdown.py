@@ -16,8 +16,11 @@ PROBLEMS = 10
 """Problems listed of the chosen and of the left ones of each run's last round."""
 
 
-def write_markdown(path: Path, runs: Sequence[Run]) -> None:
+def write_markdown(path: Path, runs: Sequence[Run]) -> list[str]:
     """Write the report.
+
+    Returns:
+        What it leaves out, in sentences.
 
     Raises:
         GradAlignError: texts cannot be read; the place cannot be written to.
@@ -28,6 +31,7 @@ def write_markdown(path: Path, runs: Sequence[Run]) -> None:
         lines += [f"## {_plain(made.title)}", "", made.note, "", *_rows(made), ""]
     with replacing(path) as part:
         part.write_text("\n".join(lines), encoding="utf-8", errors="replace")
+    return [f"Problems are listed of each run's last round, {PROBLEMS} chosen and {PROBLEMS} left at most."]
 
 
 def _last(run: Run) -> Table:

@@ -57,7 +57,7 @@ def write_page(
             f'<meta http-equiv=Content-Security-Policy content="{POLICY}">\n'
             f"<title>{escape(title)}</title>\n"
             f'<meta name=viewport content="width=device-width,initial-scale=1"><style>{style}</style></head>\n'
-            f'<body><header><h1>{escape(heading)}</h1><button id=theme type=button>dark</button></header>\n'
+            f'<body><header><h1>{escape(heading)}</h1><button id=theme type=button></button></header>\n'
             f"<main>\n{body}\n</main>\n{script}</body></html>\n",
             encoding="utf-8", errors="replace",
         )  # fmt: skip

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +34,22 @@ def write_pictures(folder: Path, runs: Sequence[Run]) -> list[Path]:
     names, parts = [run.name for run in runs], main_sources(runs)
     made: dict[str, tuple[Draw, float]] = {}
     for one in panels(runs):
-        made[one.name] = (lambda axes, one=one: _lines(axes, one, names)), 3.2
+        told = sum(bool(line.x) for line in one.lines)
+        made[one.name] = partial(_lines, made=one, names=names), 2.8 + 0.17 * -(-told // 2)
     for stack in source_shares(runs, parts):
-        made[stack.name] = (lambda axes, stack=stack: _bars(axes, stack, "share")), 1.6 + 0.32 * len(stack.bars)
+        made[f"sources_{_slug(stack.title)}"] = (
+            partial(_bars, made=stack, x="share"),
+            1.6 + 0.32 * len(stack.bars),
+        )
     cost = cost_stack(runs)
     if cost.parts:
-        made["cost"] = (lambda axes: _bars(axes, cost, "seconds")), 1.6 + 0.32 * len(cost.bars)
-    for index, run in enumerate(runs):
+        made["cost"] = partial(_bars, made=cost, x="seconds"), 1.6 + 0.32 * len(cost.bars)
+    for run in runs:
         last = run.rounds[-1].alignments
         found, name = spread(last, parts), f"score by {run.strategy}" if run.strategy else "score"
         if found is not None:
-            made[f"scores_{index}"] = (
-                (lambda axes, found=found, name=name: _boxes(axes, found, name)), 1.4 + 0.5 * len(found.sources)
+            made[f"scores_{_slug(run.name)}"] = (
+                partial(_boxes, made=found, score=name), 1.4 + 0.5 * len(found.sources)
             )  # fmt: skip
     paths = {folder / f"{name}.png": drawn for name, drawn in made.items()}
     for path in paths:
@@ -54,6 +60,10 @@ def write_pictures(folder: Path, runs: Sequence[Run]) -> list[Path]:
         with replacing(path) as part:
             figure.savefig(part, format="png", dpi=200, metadata={"Software": MADE_BY})
     return list(paths)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 def _check_own(path: Path) -> None:
@@ -89,13 +99,17 @@ def _bars(axes: Any, made: Stack, x: str) -> None:
         axes.barh(made.bars, values, left=begun, color=COLOURS[index % len(COLOURS)], alpha=0.8, label=name, height=0.7)
         begun = [a + b for a, b in zip(begun, values, strict=True)]
     axes.invert_yaxis()
+    axes.set_xlim(0, 1.02 * max(begun))
     axes.set(xlabel=x, title=made.title)
     axes.figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
 
 
 def _boxes(axes: Any, made: Spread, score: str) -> None:
     names = ("whislo", "q1", "med", "q3", "whishi")
-    for offset, rows, colour, label in ((-0.18, made.chosen, COLOURS[1], "chosen"), (0.18, made.left, "#5c7f9e", "left")):
+    for offset, rows, colour, label in (
+        (-0.18, made.chosen, COLOURS[1], "chosen"),
+        (0.18, made.left, "#5c7f9e", "left"),
+    ):
         known = [(place + offset, row) for place, row in enumerate(rows) if row is not None]
         if known:
             drawn = axes.bxp(

@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 
 from gradalign.alignment.record import Alignment
 from gradalign.report.runs import Run
-from gradalign.report.texts import read_texts
-from gradalign.report.texts import decoder as decoder_of
+from gradalign.report.texts import Text, decoder, read_texts
 
 PROBLEMS = 4000
 """Problems in a page, over all its rounds, as a rule."""
@@ -56,7 +55,7 @@ def views(runs: Sequence[Run]) -> tuple[list[View], list[str]]:
     quota = max(FEWEST, PROBLEMS // sum(map(len, shown)))
     made: list[View] = []
     for index, (run, rounds) in enumerate(zip(runs, shown, strict=True)):
-        decode = decoder_of(run)
+        decode = decoder(run)
         for one in reversed(rounds):
             kept = sample(one.alignments, quota)
             texts = read_texts(one, {a.key for a in kept}, decode)
@@ -70,8 +69,8 @@ def views(runs: Sequence[Run]) -> tuple[list[View], list[str]]:
         )
     if any(len(view.rows) < len(view.alignments) for view in made):
         notes.append(
-            f"At most {quota:,} problems of a round are listed and plotted one by one: the chosen first, then the others "
-            "evenly by rank; numbers, lines and boxes are of all problems."
+            f"At most {quota:,} problems of a round are listed and plotted one by one: the chosen first, then the "
+            "others evenly by rank; numbers, lines and boxes are of all problems."
         )
     return made, notes
 
@@ -93,13 +92,13 @@ def evenly(items: Sequence[T], count: int) -> list[T]:
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
-def _row(a: Alignment, text: Any) -> list[Any]:
+def _row(a: Alignment, text: Text | None) -> list[Any]:
     n = a.numbers
     numbers = [_short(value) for value in (n.cosine, n.dot, n.norm, n.se, n.t, n.corr)]
-    words = ["", None, [], 0]
+    words: list[Any] = ["", None, [], 0]
     if text is not None:
         responses = [[told, count, _short(reward)] for told, count, reward in text.responses]
-        words = [text.prompt, text.answer, responses, text.distinct]
+        words: list[Any] = [text.prompt, text.answer, responses, text.distinct]
     own = [a.key, a.source or "none", a.status, a.gate, int(bool(a.selected)), a.rank, _short(a.score)]
     return [*own, _short(a.pass_rate), a.n_rollouts, *numbers, *words]
 

@@ -19,11 +19,13 @@ from gradalign.alignment.record import Alignment, Numbers
 from gradalign.alignment.table import EVIDENCE, NUMBERS, SCHEMA
 from gradalign.curriculum.folder import CONFIG
 from gradalign.curriculum.stages import TABLE
+from gradalign.curriculum.state import STATE
 from gradalign.errors import GradAlignError, warn
 from gradalign.files import read_json
 from gradalign.problems.write import FILES
 from gradalign.report.logs import Log, read_log
 from gradalign.rows import require_file
+from gradalign.selection import find_strategy
 
 COMMANDS = ("select", "train", "demo")
 """Commands whose folders can be read."""
@@ -168,7 +170,7 @@ def _run(path: Path, name: str, command: str, options: dict[str, Any]) -> Run:
         unfinished = f"training has not ended ({steps})"
     elif command == "demo" and options.get("rounds") and not others:
         unfinished = "training has not begun"
-    strategy = options.get("strategy") or _strategy(path, log) or ("gradalign" if command == "demo" else "")
+    strategy = _strategy(path, command, options)
     return Run(name, path, command, strategy, options.get("model") or _model(command), whole, log, unfinished, others)
 
 
@@ -176,9 +178,18 @@ def _model(command: str) -> str | None:
     return "embedded" if command == "demo" else None
 
 
-def _strategy(path: Path, log: Log | None) -> str:
-    """A training run's, from its state or from a round's plan."""
-    for checkpoint in sorted(path.glob("checkpoint-*/gradalign.json")) if log is not None else []:
+def _strategy(path: Path, command: str, options: dict[str, Any]) -> str:
+    """By what is chosen, from the options, a training run's state, or a round's plan."""
+    if command == "demo":
+        return "gradalign"
+    if command == "select":
+        o = options
+        try:
+            found = find_strategy(o["strategy"], o["engine"], o["contributions"], o["gates"], o["rank"], o["pick"])
+            return found.name
+        except (GradAlignError, KeyError, TypeError):  # a plug-in's, or another version's
+            return str(options.get("strategy") or "")
+    for checkpoint in sorted(path.glob(f"checkpoint-*/{STATE}")):
         return str(read_json(checkpoint).get("identity", {}).get("strategy", ""))
     for marker in sorted(path.glob("round-*/round.json")):
         return str(read_json(marker).get("plan", {}).get("strategy", ""))
@@ -221,8 +232,9 @@ def _scored(path: Path) -> Run:
     metrics = {"direction": saved.get("direction"), "seconds": saved.get("seconds")}
     options = saved["options"]
     candidates = Path(options.get("candidates") or "")
-    there = candidates.suffix == ".parquet" and candidates.is_file()
-    only = Round(0, alignments, metrics, 0, candidates if there else None, None)
+    if not candidates.is_file():
+        warn(f"{path}: its rollouts {candidates} are not here: problems and responses are shown by their keys alone")
+    only = Round(0, alignments, metrics, 0, candidates if candidates.is_file() else None, None)
     return Run(path.stem, path, "score", saved.get("strategy") or "", options.get("model"), [only])
 
 

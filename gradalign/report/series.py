@@ -116,6 +116,7 @@ def panels(runs: Sequence[Run]) -> list[Panel]:
         [Line(i, *_thinned([] if run.log is None else run.log.series(name))) for i, run in enumerate(runs)]
         for name in ("eval_reward", "reward")
     )
+    chosen = by_round(lambda t: float(t.chosen))
     made = [
         Panel("test", "Test reward", "Mean reward on the test set, which nothing was chosen or trained by.",
               "training step", "mean reward", test),
@@ -126,21 +127,27 @@ def panels(runs: Sequence[Run]) -> list[Panel]:
               "direction cannot be told from noise.", "round", "agreement", _reliability(runs, told), zero=True),
     ]  # fmt: skip
     if any(len(run.rounds) > 1 for run in runs):
-        chosen = by_round(lambda t: t.chosen_rate, name="chosen")
+        picked = by_round(lambda t: t.chosen_rate, name="chosen")
         looked = by_round(lambda t: t.rate, dashed=True, name="looked at")
         made += [
             Panel("pass_rate", "Pass rate", "Mean pass rate of the chosen (solid) and of all looked at (dashed).",
-                  "round", "pass rate", [*chosen, *looked]),
+                  "round", "pass rate", [*picked, *looked]),
             Panel("scored", "Problems that could be scored", "Share of those looked at whose rewards vary.",
-                  "round", "share", by_round(lambda t: t.scored if t.rollouts else None)),
-            Panel("chosen", "Problems chosen", "How many the round's choice holds.",
-                  "round", "problems", by_round(lambda t: float(t.chosen))),
-            Panel("rollouts", "Rollouts for choosing", "Sampled in each round, validation problems included.",
-                  "round", "rollouts", by_round(lambda t: float(t.rollouts + (t.validation_rollouts or 0)))),
+                  "round", "share", by_round(lambda t: t.scored)),
+            Panel("rollouts", "Rollouts for choosing", "Sampled up to the round's end, validation problems included.",
+                  "round", "rollouts", _summed(by_round(lambda t: float(t.rollouts + (t.validation_rollouts or 0))))),
             Panel("seconds", "Time for choosing", "Wall-clock seconds of each round, without training.",
                   "round", "seconds", by_round(lambda t: t.seconds)),
         ]  # fmt: skip
+        if len({y for line in chosen for y in line.y}) > 1:
+            made.append(
+                Panel("chosen", "Problems chosen", "How many the round's choice holds.", "round", "problems", chosen)
+            )
     return [panel for panel in made if any(any(line.y) for line in panel.lines)]
+
+
+def _summed(lines: Sequence[Line]) -> list[Line]:
+    return [Line(line.run, line.x, np.cumsum(line.y).tolist()) for line in lines]
 
 
 def _reliability(runs: Sequence[Run], told: Sequence[Sequence[Told]]) -> list[Line]:

@@ -38,7 +38,7 @@ class Told:
 
     Attributes:
         problems: looked at.
-        scored: share of them that carry a gradient.
+        scored: share of them that carry a gradient; None where nothing was sampled.
         chosen: how many were.
         rate: mean pass rate of those looked at.
         chosen_rate: likewise of the chosen.
@@ -54,7 +54,7 @@ class Told:
     """
 
     problems: int
-    scored: float
+    scored: float | None
     chosen: int
     rate: float | None
     chosen_rate: float | None
@@ -80,8 +80,9 @@ def tell(run: Run, one: Round) -> Told:
     rollouts = sum(a.n_rollouts for a in made)
     spent = (one.metrics or {}).get("rollouts")
     trusted = None if spent is None else spent if one.batches else spent - rollouts
+    scored = sum(a.status == "scored" for a in made) / len(made) if rollouts else None
     return Told(
-        len(made), sum(a.status == "scored" for a in made) / len(made), len(one.chosen), rate_of(made),
+        len(made), scored, len(one.chosen), rate_of(made),
         rate_of(one.chosen), one.direction.get("reliability"), one.direction.get("reliability_se"), span, reward, test,
         trusted, rollouts, sum(a.n_tokens for a in made), sum(one.seconds.values()) if one.seconds else None,
     )  # fmt: skip
@@ -141,7 +142,7 @@ def _final(run: Run) -> dict[str, Cell]:
         "training steps": None if log is None else log.step,
         "problems looked at": len(looked),
         "problems chosen": len(chosen),
-        "share that could be scored": mean([one.scored for one in told]),
+        "share that could be scored": mean([one.scored for one in told if one.scored is not None]),
         "pass rate, looked at": mean(rates),
         "pass rate, chosen": mean(mine),
         "direction's reliability, mean of rounds": mean(known),
@@ -170,8 +171,8 @@ def pm(value: float | None, error: float | None) -> str | None:
 def rounds(runs: Sequence[Run]) -> Table:
     """A row a round of every run."""
     columns = [
-        "run", "round", "steps", "problems", "scored", "chosen", "pass rate", "pass rate, chosen", "reliability",
-        "standard error", "training reward", "test reward", "rollouts", "tokens", "seconds choosing",
+        "run", "round", "steps", "problems", "scored", "chosen", "pass rate", "of chosen", "reliability",
+        "±", "training reward", "test reward", "rollouts", "tokens", "seconds",
     ]  # fmt: skip
     rows: list[list[Cell]] = []
     for run in runs:
@@ -182,7 +183,10 @@ def rounds(runs: Sequence[Run]) -> Table:
                 run.name, one.number, span, t.problems, t.scored, t.chosen, t.rate, t.chosen_rate, t.reliability,
                 t.error, t.reward, t.test, t.rollouts + (t.validation_rollouts or 0), t.tokens, t.seconds,
             ])  # fmt: skip
-    note = "Steps: optimiser steps taken when the round ended. Reliability: agreement (cosine) of the direction's halves."
+    note = (
+        "Steps: optimiser steps taken when the round ended. Reliability: agreement (cosine) of the direction's halves, "
+        "with its standard error. Rollouts, response tokens of candidates and seconds: spent on choosing."
+    )
     return _kept(Table("Rounds", note, columns, rows))
 
 
@@ -193,7 +197,9 @@ def cost_table(runs: Sequence[Run]) -> Table:
     rows: list[list[Cell]] = [
         [run.name, *(one.get(name) for name in names), sum(one.values())] for run, one in zip(runs, made, strict=True)
     ]
-    note = "Wall-clock seconds. Training includes sampling what is trained on; what else the program did is not counted."
+    note = (
+        "Wall-clock seconds. Training includes sampling what is trained on; what else the program did is not counted."
+    )
     return Table("Cost", note, ["run", *names, "all"], rows)
 
 

@@ -5,7 +5,7 @@ Rollout tables may be large, so they are read in pieces, and only what is shown 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ LONGEST = 400
 RESPONSES = 4
 """Distinct responses of a problem that are shown, at most."""
 Decode = Callable[[Sequence[int]], str]
+Response = str | tuple[int, ...]
+"""A response's text, or where that was not kept its token ids."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,34 @@ def cut(text: str) -> str:
 def _sampled(path: Path, keys: set[str], decode: Decode) -> tuple[dict[str, str], dict[str, dict[str, list[float]]]]:
     """Prompt by key, and key -> response -> its rewards, of the problems asked for."""
     prompts: dict[str, str] = {}
-    raw: dict[str, dict[str | tuple[int, ...], list[float]]] = {}
+    raw: dict[str, dict[Response, list[float]]] = {}
+    for key, prompt, response, reward in _rollouts(path, keys):
+        if key not in prompts:
+            prompts[key] = decode(prompt())
+        raw.setdefault(key, {}).setdefault(response, []).append(reward)
+    texts: dict[str, dict[str, list[float]]] = {}
+    for key, kinds in raw.items():
+        for kind, paid in kinds.items():
+            told = kind if isinstance(kind, str) else decode(kind)
+            texts.setdefault(key, {}).setdefault(told, []).extend(paid)
+    return prompts, texts
+
+
+def _rollouts(path: Path, keys: set[str]) -> Iterator[tuple[str, Callable[[], list[int]], Response, float]]:
+    """(key, prompt's ids, response's text or ids, reward) of every rollout of the problems asked for.
+
+    Raises:
+        GradAlignError: the table cannot be read, or is none of rollouts.
+    """
+    if path.suffix != ".parquet":
+        for number, row in read_rows(path):
+            try:
+                if row["key"] in keys:
+                    ids, text = row["prompt_ids"], row.get("response")
+                    yield row["key"], ids.copy, tuple(row["response_ids"]) if text is None else text, row["reward"]
+            except (KeyError, TypeError, AttributeError) as error:
+                raise GradAlignError(f"{path}:{number}: is no rollout ({error}); name a table of rollouts") from error
+        return
     columns = ["key", "prompt_ids", "response_ids", "response", "reward"]
     try:
         with pq.ParquetFile(path) as file:
@@ -113,21 +142,11 @@ def _sampled(path: Path, keys: set[str], decode: Decode) -> tuple[dict[str, str]
                 raise GradAlignError(f"{path}: no column {lacking[0]!r}: it is no table of rollouts")
             for batch in file.iter_batches(4096, columns=names):
                 plain = batch.column("key").to_pylist()
-                mine = [index for index, key in enumerate(plain) if key in keys]
-                for index in mine:
-                    key = plain[index]
-                    if key not in prompts:
-                        prompts[key] = decode(batch.column("prompt_ids")[index].as_py())
+                for index in [index for index, key in enumerate(plain) if key in keys]:
                     text = batch.column("response")[index].as_py() if "response" in names else None
                     response = tuple(batch.column("response_ids")[index].as_py()) if text is None else text
-                    reward = batch.column("reward")[index].as_py()
-                    raw.setdefault(key, {}).setdefault(response, []).append(reward)
+                    prompt = batch.column("prompt_ids")[index].as_py
+                    yield plain[index], prompt, response, batch.column("reward")[index].as_py()
     except (OSError, pa.ArrowException, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise GradAlignError(f"{path}: cannot be read as Parquet ({reason}); run the same command again") from error
-    texts: dict[str, dict[str, list[float]]] = {}
-    for key, kinds in raw.items():
-        for kind, paid in kinds.items():
-            told = kind if isinstance(kind, str) else decode(kind)
-            texts.setdefault(key, {}).setdefault(told, []).extend(paid)
-    return prompts, texts

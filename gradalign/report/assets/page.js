@@ -4,8 +4,8 @@
   const system = matchMedia("(prefers-color-scheme: dark)");
   const dark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
   const told = () => {
-    button.textContent = dark() ? "light" : "dark";
-    button.setAttribute("aria-label", `switch to ${button.textContent} colours`);
+    button.textContent = dark() ? "light colours" : "dark colours";
+    button.setAttribute("aria-label", `switch to ${button.textContent}`);
   };
   const changed = () => { told(); root.dispatchEvent(new Event("theme")); };
   button.onclick = () => { root.dataset.theme = dark() ? "light" : "dark"; changed(); };

@@ -24,7 +24,7 @@ const plots = (() => {
     Object.assign(layout, {
       font: { color: ink, family: "system-ui, sans-serif", size: 12 }, paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)", dragmode: coarse ? false : "zoom", uirevision: "kept",
-      hoverlabel: { bgcolor: colour("paper"), bordercolor: colour("soft"), font: { color: ink }, align: "left", namelength: -1 },
+      hoverlabel: { bgcolor: colour("paper"), bordercolor: colour("soft"), font: { color: ink, family: "system-ui, sans-serif" }, align: "left", namelength: -1 },
     });
     for (const name of ["xaxis", "yaxis"]) {
       layout[name] = { ...layout[name], gridcolor: line, linecolor: line, zerolinecolor: colour("soft"), automargin: true };

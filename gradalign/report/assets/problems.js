@@ -80,9 +80,9 @@
     const figure = {
       data: [trace("left", "circle", 0), trace("chosen", "diamond", 1)],
       layout: {
-        height: 360, margin: { l: 58, r: 12, t: 12, b: 44 }, showlegend: false, hovermode: "closest",
+        height: Math.max(360, view.boxes?.layout.height ?? 0), margin: { l: 58, r: 12, t: 12, b: 44 }, showlegend: false, hovermode: "closest",
         xaxis: { title: { text: "pass rate" }, range: [-0.03, 1.03], zeroline: false },
-        yaxis: { title: { text: measure === "score" ? view.score : measure } },
+        yaxis: { title: { text: measure === "score" ? view.score : measure, standoff: 8 } },
       },
     };
     if (rows.some((row) => get(row, "pass_rate") > 1 || get(row, "pass_rate") < 0)) delete figure.layout.xaxis.range;
