@@ -80,7 +80,9 @@ def stack(made: Stack, kind: str, x: str, percent: bool = False) -> Figure:
         )
         for index, (name, values) in enumerate(made.parts.items())
     ]  # fmt: skip
-    axis: Figure = {"title": {"text": x}} | ({"tickformat": ".0%", "range": [0, 1]} if percent else {})
+    axis: Figure = {"title": {"text": x}} | (
+        {"tickformat": ".0%", "range": [0, 1.01], "dtick": 0.25} if percent else {}
+    )
     return _figure(traces, {
         "barmode": "stack", "height": 90 + 30 * len(made.bars), "bargap": 0.3, "xaxis": axis,
         "yaxis": {"autorange": "reversed", "automargin": True, "type": "category"},

@@ -95,12 +95,12 @@ def evenly(items: Sequence[T], count: int) -> list[T]:
 def _row(a: Alignment, text: Text | None) -> list[Any]:
     n = a.numbers
     numbers = [_short(value) for value in (n.cosine, n.dot, n.norm, n.se, n.t, n.corr)]
-    words: list[Any] = ["", None, [], 0]
-    if text is not None:
-        responses = [[told, count, _short(reward)] for told, count, reward in text.responses]
-        words: list[Any] = [text.prompt, text.answer, responses, text.distinct]
     own = [a.key, a.source or "none", a.status, a.gate, int(bool(a.selected)), a.rank, _short(a.score)]
-    return [*own, _short(a.pass_rate), a.n_rollouts, *numbers, *words]
+    own += [_short(a.pass_rate), a.n_rollouts, *numbers]
+    if text is None:
+        return [*own, "", None, [], 0]
+    responses = [[told, count, _short(reward)] for told, count, reward in text.responses]
+    return [*own, text.prompt, text.answer, responses, text.distinct]
 
 
 def _short(value: float | None) -> float | None:

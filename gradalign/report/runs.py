@@ -147,8 +147,8 @@ def _config(path: Path) -> dict[str, Any]:
         if not _numbered(path):
             raise GradAlignError(f"{path}: holds no run (no {CONFIG}, no round-0000); {what}")
         return {}
-    config = read_json(path / CONFIG)
-    if not isinstance(config, dict) or not isinstance(config.get("options"), dict):
+    config = _object(path / CONFIG)
+    if not isinstance(config.get("options"), dict):
         raise GradAlignError(f"{path / CONFIG}: is not a run's configuration; {what}")
     if config.get("command") not in COMMANDS:
         raise GradAlignError(f"{path}: is of gradalign {config.get('command')}, which has no rounds; {what}")
@@ -163,7 +163,7 @@ def _run(path: Path, name: str, command: str, options: dict[str, Any]) -> Run:
     unfinished = None
     if rounds and not rounds[-1].alignments:
         unfinished = f"round {rounds[-1].number} was begun and not finished"
-    elif command == "select" and not any((rounds[-1].written, *_written(path))):
+    elif command == "select" and not _written(path):
         unfinished = "nothing was chosen, or the choice was not written"
     elif command == "train" and not (path / "model").is_dir() and (log is None or log.step < log.planned):
         steps = "no checkpoint yet" if log is None else f"{log.step:,} of {log.planned:,} steps at its last checkpoint"
@@ -190,9 +190,9 @@ def _strategy(path: Path, command: str, options: dict[str, Any]) -> str:
         except (GradAlignError, KeyError, TypeError):  # a plug-in's, or another version's
             return str(options.get("strategy") or "")
     for checkpoint in sorted(path.glob(f"checkpoint-*/{STATE}")):
-        return str(read_json(checkpoint).get("identity", {}).get("strategy", ""))
+        return str((_object(checkpoint).get("identity") or {}).get("strategy", ""))
     for marker in sorted(path.glob("round-*/round.json")):
-        return str(read_json(marker).get("plan", {}).get("strategy", ""))
+        return str((_object(marker).get("plan") or {}).get("strategy", ""))
     return ""
 
 
@@ -211,14 +211,24 @@ def _round(number: int, folder: Path) -> Round:
     alignments = [a for path in batches for a in read_table(path)]
     if not batches and table.exists() and metrics.exists():  # metrics come last
         alignments = read_table(table)
-    facts = read_json(metrics) if metrics.exists() else None
-    if facts is not None and not isinstance(facts, dict):
-        raise GradAlignError(f"{metrics}: is not a round's numbers; run the same command again")
+    facts = _object(metrics) if metrics.exists() else None
     rollouts, written = folder / TABLE, folder / FILES["trl"]
     return Round(
         number, alignments, facts, len(batches), rollouts if rollouts.exists() else None,
         written if written.exists() else None,
     )  # fmt: skip
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """What a JSON file of a run holds.
+
+    Raises:
+        GradAlignError: it cannot be read, or holds something else than names and values.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise GradAlignError(f"{path}: is not what gradalign writes there (no JSON object); run the same command again")
+    return found
 
 
 def _scored(path: Path) -> Run:

@@ -138,7 +138,7 @@ def _final(run: Run) -> dict[str, Cell]:
         "made by": f"gradalign {run.command}",
         "strategy": run.strategy or None,
         "state": run.unfinished or "finished",
-        "rounds": len(told),
+        "rounds of choosing": len(told),
         "training steps": None if log is None else log.step,
         "problems looked at": len(looked),
         "problems chosen": len(chosen),
