@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from gradalign.alignment.align import Progress
 from gradalign.config import Options, parse
 from gradalign.errors import GradAlignError
 from gradalign.files import check_writable
-from gradalign.report.console import show
+from gradalign.report.console import progress_bars, show
 from gradalign.report.markdown import MARK, write_markdown
 from gradalign.report.page import beginning, check_own
 from gradalign.report.runs import Run, read_runs
@@ -53,7 +54,8 @@ def run(arguments: Sequence[str]) -> None:
         from gradalign.report.pictures import write_pictures  # needs the extra
 
         pictures = write_pictures(options.png, runs)
-    notes = write_page(out, runs)
+    with progress_bars() as progress:
+        notes = write_page(out, runs, progress)
 
     for line in [*map(_told, runs), *notes]:
         show(line)
@@ -61,7 +63,7 @@ def run(arguments: Sequence[str]) -> None:
     show(f"wrote {out}{more}")
 
 
-def _writer(form: str) -> Callable[[Path, Sequence[Run]], list[str]]:
+def _writer(form: str) -> Callable[[Path, Sequence[Run], Progress], list[str]]:
     """Who writes a report of that format, and tells what it leaves out."""
     if form == "md":
         return write_markdown

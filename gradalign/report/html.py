@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from gradalign.alignment.align import Progress, silent
 from gradalign.errors import missing_extra
 from gradalign.report.page import asset, embedded, table, write_page
 from gradalign.report.problems import FIELDS, View, views
@@ -23,8 +24,13 @@ except ImportError as error:
 MARK = "<!-- gradalign report -->"
 
 
-def write_html(path: Path, runs: Sequence[Run]) -> list[str]:
+def write_html(path: Path, runs: Sequence[Run], progress: Progress = silent) -> list[str]:
     """Write the page.
+
+    Args:
+        path: of the page.
+        runs: the runs.
+        progress: of reading rollouts; see `gradalign.alignment.align.Progress`.
 
     Returns:
         What it leaves out, in sentences; the page says it too.
@@ -32,7 +38,7 @@ def write_html(path: Path, runs: Sequence[Run]) -> list[str]:
     Raises:
         GradAlignError: texts cannot be read; the place cannot be written to.
     """
-    made, notes = views(runs)
+    made, notes = views(runs, progress)
     names = [run.name for run in runs]
     parts = main_sources(runs)
     figures: dict[str, charts.Figure] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from gradalign.alignment.align import Progress, silent
 from gradalign.alignment.record import Alignment
 from gradalign.files import replacing
 from gradalign.report.runs import Round, Run
@@ -16,8 +17,13 @@ PROBLEMS = 10
 """Problems listed of the chosen and of the left ones of each run's last round."""
 
 
-def write_markdown(path: Path, runs: Sequence[Run]) -> list[str]:
+def write_markdown(path: Path, runs: Sequence[Run], progress: Progress = silent) -> list[str]:
     """Write the report.
+
+    Args:
+        path: of the file.
+        runs: the runs.
+        progress: of reading rollouts; see `gradalign.alignment.align.Progress`.
 
     Returns:
         What it leaves out, in sentences.
@@ -27,7 +33,12 @@ def write_markdown(path: Path, runs: Sequence[Run]) -> list[str]:
     """
     lines = [MARK, "", f"# Report of {', '.join(_plain(run.name) for run in runs)}", ""]
     lines += [f"**{_plain(run.name)} is unfinished**: {run.unfinished}.\n" for run in runs if run.unfinished]
-    for made in [*tables(runs), *(_last(run) for run in runs)]:
+    tick = progress("rounds read", len(runs))
+    last = []
+    for run in runs:
+        last.append(_last(run))
+        tick()
+    for made in [*tables(runs), *last]:
         lines += [f"## {_plain(made.title)}", "", made.note, "", *_rows(made), ""]
     with replacing(path) as part:
         part.write_text("\n".join(lines), encoding="utf-8", errors="replace")

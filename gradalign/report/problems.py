@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from gradalign.alignment.align import Progress, silent
 from gradalign.alignment.record import Alignment
 from gradalign.report.runs import Run
 from gradalign.report.texts import Text, decoder, read_texts
@@ -44,8 +45,12 @@ class View:
     alignments: list[Alignment]
 
 
-def views(runs: Sequence[Run]) -> tuple[list[View], list[str]]:
+def views(runs: Sequence[Run], progress: Progress = silent) -> tuple[list[View], list[str]]:
     """The rounds to show, each run's last one first, and what is left out, in sentences.
+
+    Args:
+        runs: the runs.
+        progress: of reading rollouts; see `gradalign.alignment.align.Progress`.
 
     Raises:
         GradAlignError: texts cannot be read.
@@ -54,6 +59,7 @@ def views(runs: Sequence[Run]) -> tuple[list[View], list[str]]:
     shown = [evenly(run.rounds, most) for run in runs]
     quota = max(FEWEST, PROBLEMS // sum(map(len, shown)))
     made: list[View] = []
+    tick = progress("rounds read", sum(map(len, shown)))
     for index, (run, rounds) in enumerate(zip(runs, shown, strict=True)):
         decode = decoder(run)
         for one in reversed(rounds):
@@ -61,6 +67,7 @@ def views(runs: Sequence[Run]) -> tuple[list[View], list[str]]:
             texts = read_texts(one, {a.key for a in kept}, decode)
             rows = [_row(a, texts.get(a.key)) for a in kept]
             made.append(View(index, one.number, rows, one.alignments))
+            tick()
     notes = []
     if any(len(run.rounds) > len(some) for run, some in zip(runs, shown, strict=True)):
         notes.append(
