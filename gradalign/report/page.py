@@ -39,7 +39,7 @@ def write_page(
 
     Args:
         path: of the page.
-        mark: comment by which `is_own` knows it again.
+        mark: comment by which `check_own` knows it again.
         title: of the window.
         heading: of the page.
         body: HTML below the heading.
@@ -50,7 +50,7 @@ def write_page(
         GradAlignError: the place cannot be written to.
     """
     style = "\n".join([asset("page.css"), *styles])
-    script = "".join(f"<script>{text}</script>\n" for text in [*scripts, asset("page.js")])
+    script = "\n".join([*scripts, asset("page.js")])
     with replacing(path) as part:
         part.write_text(
             f"<!doctype html>{mark}\n<html lang=en><head><meta charset=utf-8>\n"
@@ -58,7 +58,7 @@ def write_page(
             f"<title>{escape(title)}</title>\n"
             f'<meta name=viewport content="width=device-width,initial-scale=1"><style>{style}</style></head>\n'
             f'<body><header><h1>{escape(heading)}</h1><button id=theme type=button></button></header>\n'
-            f"<main>\n{body}\n</main>\n{script}</body></html>\n",
+            f"<main>\n{body}\n</main>\n<script>{script}</script></body></html>\n",
             encoding="utf-8", errors="replace",
         )  # fmt: skip
 
