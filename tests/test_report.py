@@ -16,7 +16,9 @@ import pytest
 from gradalign.alignment.record import Alignment, Numbers
 from gradalign.errors import GradAlignWarning
 from gradalign.report import problems
+from gradalign.report.charts import COLOURS, MARKS, SIGNS
 from gradalign.report.logs import Log, read_log
+from gradalign.report.page import asset
 from gradalign.report.problems import FIELDS, evenly, sample
 from gradalign.report.runs import read_runs
 from gradalign.report.series import panels, spread
@@ -317,3 +319,11 @@ def test_long_lines_are_averaged(demo: Path) -> None:
     (line,) = next(panel for panel in panels(runs) if panel.name == "training").lines
     assert (len(line.x), line.x[0]) == (200, 3.0)
     assert line.y[0] == pytest.approx(0.6)
+
+
+def test_every_colour_has_a_value_in_both_modes() -> None:
+    style = asset("report.css")
+    names = [f"{kind}-{i}" for kind in ("run", "source", "cost") for i in range(COLOURS)]
+    for name in [*names, "chosen", "left"]:
+        assert re.search(rf"--{name}: (light-dark\(#\w{{6}}, #\w{{6}}\)|var\(--source-\d\));", style), name
+    assert len(SIGNS) == len(MARKS) == COLOURS
