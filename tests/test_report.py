@@ -15,6 +15,7 @@ import pytest
 
 from gradalign.alignment.record import Alignment, Numbers
 from gradalign.errors import GradAlignWarning
+from gradalign.files import write_json
 from gradalign.report import problems
 from gradalign.report.charts import COLOURS, MARKS, SIGNS
 from gradalign.report.logs import Log, read_log
@@ -152,6 +153,12 @@ def test_unfinished_runs_tell_what_is_there(gradalign: Run, demo: Path, tmp_path
     ran = gradalign("report", run)
     assert "unfinished: training has not ended (2 of 50 steps at its last checkpoint)" in ran.out, ran.err
     assert "unfinished: training has not ended" in (run / "report.html").read_text()
+    early = tmp_path / "early"
+    shutil.copytree(run / "round-0000", early / "round-0000")
+    ran = gradalign("report", early)
+    assert "by cosine > top, 1 round, unfinished: training has not ended (no checkpoint yet)" in ran.out
+    write_json(early / "config.json", {"command": "train", "options": {"strategy": "gradalign", "model": "embedded"}})
+    assert "by gradalign, 1 round, unfinished" in gradalign("report", early).out
     (run / "round-0001" / "metrics.json").unlink()
     ran = gradalign("report", run)
     assert "1 round, unfinished: round 1 was begun and not finished" in ran.out

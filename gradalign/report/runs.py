@@ -191,6 +191,8 @@ def _strategy(path: Path, command: str, options: dict[str, Any]) -> str:
             return str(options.get("strategy") or "")
     for checkpoint in sorted(path.glob(f"checkpoint-*/{STATE}")):
         return str((_object(checkpoint).get("identity") or {}).get("strategy", ""))
+    if options.get("strategy"):
+        return str(options["strategy"])
     for marker in sorted(path.glob("round-*/round.json")):
         return str((_object(marker).get("plan") or {}).get("strategy", ""))
     return ""

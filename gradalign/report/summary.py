@@ -137,7 +137,7 @@ def _final(run: Run) -> dict[str, Cell]:
     return {
         "made by": f"gradalign {run.command}",
         "strategy": run.strategy or None,
-        "state": run.unfinished or "finished",
+        "state": "unfinished" if run.unfinished else "finished",
         "rounds of choosing": len(told),
         "training steps": None if log is None else log.step,
         "problems looked at": len(looked),
