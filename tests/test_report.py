@@ -23,7 +23,7 @@ from gradalign.report.page import asset
 from gradalign.report.problems import FIELDS, evenly, sample
 from gradalign.report.runs import read_runs
 from gradalign.report.series import panels, spread
-from gradalign.report.summary import costs
+from gradalign.report.summary import costs, tell
 from gradalign.rollouts.table import read_rollouts, write_rollouts
 from tests.conftest import Ran, make_groups
 
@@ -232,6 +232,33 @@ def test_every_batch_chosen_and_once_for_all(gradalign: Run, tmp_path: Path) -> 
     assert (len(static.rounds), static.unfinished, batch.unfinished) == (1, None, None)
     ran = gradalign("report", tmp_path / "batch", tmp_path / "static", "--out", tmp_path / "r.html")
     assert ran.status == 0, ran.err
+
+
+def test_a_round_that_scores_earlier_rollouts_again(demo: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(demo / "train-gradalign", run)
+    again = run / "round-0001"
+    shutil.copy(run / "round-0000" / "alignments.parquet", again)
+    (again / "candidates.parquet").unlink()
+    write_json(again / "metrics.json", json.loads((again / "metrics.json").read_text()) | {"rollouts": 512})
+    (found,) = read_runs([run])
+    first, second = (tell(found, one) for one in found.rounds)
+    assert (first.rollouts, first.validation_rollouts) == (512, 512)
+    assert (second.rollouts, second.tokens, second.validation_rollouts) == (0, 0, 512)
+    assert second.scored == first.scored
+    made = [view.rows for view in problems.views([found])[0]]
+    assert [row[FIELDS.index("responses")] for row in made[0]] == [row[FIELDS.index("responses")] for row in made[1]]
+    assert all(row[FIELDS.index("responses")] for row in made[0])
+
+
+def test_runs_of_one_name_are_told_apart(demo: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(demo / "train-random", tmp_path / name / "run")
+    assert [run.name for run in read_runs([tmp_path / "a" / "run", tmp_path / "b" / "run"])] == ["a/run", "b/run"]
+    tables = [folder / "round-0000" / "alignments.parquet" for folder in (demo, demo / "train-random")]
+    with pytest.warns(GradAlignWarning, match=r"no alignments.config.json of gradalign score beside it"):
+        names = [run.name for run in read_runs(tables)]
+    assert names == ["demo/round-0000/alignments.parquet", "train-random/round-0000/alignments.parquet"]
 
 
 def test_scored_tables_and_tokens_without_a_tokenizer(gradalign: Run, llama_folder: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ again. A run that was interrupted is read as far as it came, and says so.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ class Round:
         alignments: one a problem that was looked at; where every batch is chosen, those of all its batches.
         metrics: its numbers; None where it was not finished, or only its batches were.
         batches: how many were chosen one by one.
+        sampled: whether its candidates' rollouts were its own; a strategy may score those of an earlier round again.
         rollouts: the table of the candidates' rollouts; None where there is none.
         written: the chosen problems with their texts; None where they were not written as TRL rows.
     """
@@ -48,6 +50,7 @@ class Round:
     alignments: list[Alignment]
     metrics: dict[str, Any] | None
     batches: int
+    sampled: bool
     rollouts: Path | None
     written: Path | None
 
@@ -106,16 +109,18 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         if places.count(place) > 1:
             raise GradAlignError(f"{path}: is given twice; name every run once")
         runs += _folder(path) if path.is_dir() else [_scored(path)]
+    return _named(runs)
+
+
+def _named(runs: list[Run]) -> list[Run]:
+    """Runs of one name called by as much of their paths as tells them apart."""
     names = [run.name for run in runs]
-    short = len(set(names)) == len(names)
-    return runs if short else [_renamed(run) for run in runs]
-
-
-def _renamed(run: Run) -> Run:
-    """Called by its folder and the one above."""
-    place = run.path.resolve()
-    values = {name: getattr(run, name) for name in run.__dataclass_fields__}
-    return Run(**(values | {"name": f"{place.parent.parent.name}/{place.parent.name}/{run.name}".lstrip("/")}))
+    paths = [run.path.resolve() for run in runs]
+    for length in range(2, max(len(path.parts) for path in paths) + 1):
+        if len(set(names)) == len(names):
+            break
+        names = ["/".join(path.parts[-length:]) for path in paths]
+    return [dataclasses.replace(run, name=name) for run, name in zip(runs, names, strict=True)]
 
 
 def _folder(path: Path) -> Iterator[Run]:
@@ -157,7 +162,10 @@ def _config(path: Path) -> dict[str, Any]:
 
 def _run(path: Path, name: str, command: str, options: dict[str, Any]) -> Run:
     rounds = [_round(number, folder) for number, folder in _numbered(path)]
-    whole = [one for one in rounds if one.alignments]
+    whole: list[Round] = []
+    for one in (one for one in rounds if one.alignments):
+        earlier = whole[-1].rollouts if whole and not one.batches else None
+        whole.append(dataclasses.replace(one, rollouts=one.rollouts or earlier))
     log = read_log(path) if command == "train" else None
     others = sorted(p for p in path.glob("train-*") if p.is_dir()) if command == "demo" else []
     unfinished = None
@@ -214,11 +222,9 @@ def _round(number: int, folder: Path) -> Round:
     if not batches and table.exists() and metrics.exists():  # metrics come last
         alignments = read_table(table)
     facts = _object(metrics) if metrics.exists() else None
-    rollouts, written = folder / TABLE, folder / FILES["trl"]
-    return Round(
-        number, alignments, facts, len(batches), rollouts if rollouts.exists() else None,
-        written if written.exists() else None,
-    )  # fmt: skip
+    rollouts, written = (path if path.exists() else None for path in (folder / TABLE, folder / FILES["trl"]))
+    sampled = rollouts is not None or bool(batches)
+    return Round(number, alignments, facts, len(batches), sampled, rollouts, written)
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -240,13 +246,13 @@ def _scored(path: Path) -> Run:
     saved: Any = read_json(config) if config.exists() else None
     if not isinstance(saved, dict) or saved.get("command") != "score" or not isinstance(saved.get("options"), dict):
         warn(f"{path}: no {config.name} of gradalign score beside it: direction, times and responses are not known")
-        return Run(path.stem, path, "score", "", None, [Round(0, alignments, None, 0, None, None)])
+        return Run(path.stem, path, "score", "", None, [Round(0, alignments, None, 0, True, None, None)])
     metrics = {"direction": saved.get("direction"), "seconds": saved.get("seconds")}
     options = saved["options"]
     candidates = Path(options.get("candidates") or "")
     if not candidates.is_file():
         warn(f"{path}: its rollouts {candidates} are not here: problems and responses are shown by their keys alone")
-    only = Round(0, alignments, metrics, 0, candidates if candidates.is_file() else None, None)
+    only = Round(0, alignments, metrics, 0, True, candidates if candidates.is_file() else None, None)
     return Run(path.stem, path, "score", saved.get("strategy") or "", options.get("model"), [only])
 
 

@@ -48,7 +48,7 @@ class Told:
         reward: mean training reward over the round's steps.
         test: mean reward on the test set at the round's end.
         validation_rollouts: sampled for the direction.
-        rollouts: sampled of the candidates.
+        rollouts: sampled of the candidates in this round.
         tokens: of these rollouts' responses.
         seconds: spent on choosing.
     """
@@ -77,14 +77,14 @@ def tell(run: Run, one: Round) -> Told:
     if log is not None and span is not None:
         reward = mean([value for step, value in log.series("reward") if span[0] < step <= span[1]])
         test = dict(log.series("eval_reward")).get(span[1])
-    rollouts = sum(a.n_rollouts for a in made)
-    spent = (one.metrics or {}).get("rollouts")
+    mine = made if one.sampled else []
+    rollouts, spent = sum(a.n_rollouts for a in mine), (one.metrics or {}).get("rollouts")
     trusted = None if spent is None else spent if one.batches else spent - rollouts
-    scored = sum(a.status == "scored" for a in made) / len(made) if rollouts else None
+    scored = sum(a.status == "scored" for a in made) / len(made) if any(a.n_rollouts for a in made) else None
     return Told(
-        len(made), scored, len(one.chosen), rate_of(made),
-        rate_of(one.chosen), one.direction.get("reliability"), one.direction.get("reliability_se"), span, reward, test,
-        trusted, rollouts, sum(a.n_tokens for a in made), sum(one.seconds.values()) if one.seconds else None,
+        len(made), scored, len(one.chosen), rate_of(made), rate_of(one.chosen), one.direction.get("reliability"),
+        one.direction.get("reliability_se"), span, reward, test, trusted, rollouts, sum(a.n_tokens for a in mine),
+        sum(one.seconds.values()) if one.seconds else None,
     )  # fmt: skip
 
 
