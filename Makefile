@@ -29,7 +29,7 @@ clean:
 
 $(VENV)/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -e '.[train]'
+	$(PIP) -e '.[report,train]'
 	touch $@
 
 $(VENV)/test: $(VENV)/core

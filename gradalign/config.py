@@ -38,6 +38,8 @@ class Options(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
+    positional: typing.ClassVar[str | None] = None
+    """The field, of several values, that arguments without an option's name are for."""
 
 
 _NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
@@ -79,7 +81,7 @@ def parse_further(
     )
     parser.add_argument("--config", metavar="FILE", help="YAML (or a saved config.json) with any of the options below")
     for name, field in kind.model_fields.items():
-        _add(parser, name, field)
+        _add(parser, name, field, name == kind.positional)
     groups: dict[str, Any] = {}
     for name, settings in further.items():
         title = settings["group"]
@@ -88,7 +90,8 @@ def parse_further(
         rest = {key: value for key, value in settings.items() if key != "group"}
         group.add_argument(f"--{name.replace('_', '-')}", dest=name, **rest)
     names = [*kind.model_fields, *further]
-    given, unknown = parser.parse_known_args(_normal(arguments))
+    read = parser.parse_known_args if kind.positional is None else parser.parse_known_intermixed_args
+    given, unknown = read(_normal(arguments))
     if unknown:
         known = [f"--{name.replace('_', '-')}" for name in names]
         option = unknown[0].split("=")[0]
@@ -144,7 +147,7 @@ class _Parser(argparse.ArgumentParser):
         raise GradAlignError(f"{message}; see {self.prog} --help")
 
 
-def _add(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
+def _add(parser: argparse.ArgumentParser, name: str, field: FieldInfo, positional: bool) -> None:
     flags = [f"--{name.replace('_', '-')}", *([SHORT[name]] if name in SHORT else [])]
     text = " ".join((field.description or "").split()).replace("%", "%%")
     default = field.get_default(call_default_factory=True)
@@ -152,6 +155,9 @@ def _add(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
         text += " (required)"
     elif default not in (None, (), ""):
         text += f" (default: {' '.join(map(str, default)) if isinstance(default, tuple) else default})"
+    if positional:
+        parser.add_argument(name, metavar=name.removesuffix("s").upper(), nargs="*", help=text)
+        return
     if field.annotation is bool:
         parser.add_argument(*flags, dest=name, action=argparse.BooleanOptionalAction, help=text)
         return
@@ -223,6 +229,9 @@ def _explained(
         return GradAlignError(first["msg"].removeprefix("Value error, "))
     name = str(first["loc"][0])
     option = f"--{name.replace('_', '-')}"
+    if first["type"] == "missing" and name == kind.positional:
+        metavar = name.removesuffix("s").upper()
+        return GradAlignError(f"{metavar} is missing: {kind.model_fields[name].description or ''}".rstrip(": "))
     if first["type"] == "missing":
         return GradAlignError(f"option {option} is missing: {kind.model_fields[name].description or ''}".rstrip(": "))
     where = f"{file}: field {name!r}" if name in values and name not in chosen else f"option {option}"

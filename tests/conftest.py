@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -145,6 +146,26 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         _missing(f"no folder {SHARED} with real problems (set GRADALIGN_SHARED)")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small demo's folder; tests that change it change a copy."""
+    out = tmp_path_factory.mktemp("report") / "demo"
+    sizes = ["--problems", 64, "--validation", 32, "--test", 16, "--rollouts", 8, "--validation-rollouts", 8]
+    assert main([str(a) for a in ("demo", "--out", out, *sizes, "--rounds", 2, "--steps-per-round", 1)]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The browser that pages are opened in."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        _missing("no Chromium to open pages in (Debian: apt-get install chromium)")
+    assert found is not None
+    return found
 
 
 @pytest.fixture(scope="session")

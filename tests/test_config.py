@@ -13,6 +13,7 @@ from gradalign.cli.bench.speed import SpeedOptions
 from gradalign.cli.demo import DemoOptions
 from gradalign.cli.main import COMMANDS, main
 from gradalign.cli.pool import PoolOptions
+from gradalign.cli.report import ReportOptions
 from gradalign.cli.reward import CheckOptions
 from gradalign.cli.rollout import RolloutOptions
 from gradalign.cli.score import ScoreOptions
@@ -24,7 +25,7 @@ from gradalign.errors import GradAlignError
 KINDS: dict[str, type[Options]] = {
     "demo": DemoOptions, "rollout": RolloutOptions, "score": ScoreOptions, "select": SelectOptions,
     "train": TrainOptions, "audit": AuditOptions, "bench speed": SpeedOptions, "bench fidelity": FidelityOptions,
-    "bench audit": AuditBenchOptions, "reward": CheckOptions, "pool": PoolOptions,
+    "bench audit": AuditBenchOptions, "reward": CheckOptions, "pool": PoolOptions, "report": ReportOptions,
 }  # fmt: skip
 SCORE = ["--model", "m", "--candidates", "c.jsonl", "--validation", "v.jsonl", "--out", "s.parquet"]
 
@@ -45,6 +46,8 @@ def test_booleans_lists_and_short_options() -> None:
     )  # fmt: skip
     assert (options.rollouts, options.stop, options.chat) == (3, ("a", "b"), True)
     assert parse(ScoreOptions, "score", [*SCORE, "--no-contributions"]).contributions is False
+    report = parse(ReportOptions, "report", ["--out", "o.md", "a", "--format", "md", "b"])
+    assert (report.runs, report.out) == ((Path("a"), Path("b")), Path("o.md"))
 
 
 @pytest.mark.parametrize("command", KINDS)
@@ -54,7 +57,8 @@ def test_help_is_complete(command: str, capsys: pytest.CaptureFixture[str]) -> N
     assert ended.value.code == 0
     text = capsys.readouterr().out
     for name, field in KINDS[command].model_fields.items():
-        assert f"--{name.replace('_', '-')}" in text
+        positional = name == KINDS[command].positional
+        assert ("RUN" if positional else f"--{name.replace('_', '-')}") in text
         assert field.description, f"{command}: {name} has no docstring"
 
 

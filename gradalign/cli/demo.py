@@ -80,6 +80,7 @@ def run(arguments: Sequence[str]) -> None:
     if options.rounds:
         train(options, policy, (pool, validation, test), unsound)
     show(f"\neverything is in {options.out}; {time.perf_counter() - start:.0f} s in all")
+    show(f"to look at it: gradalign report {options.out}")
 
 
 def choose_once(

@@ -22,7 +22,8 @@ COMMANDS = {
     "train": "TRL's GRPO on problems chosen as the policy moves",
     "audit": "problems whose reward is probably wrong, at a false-discovery rate",
     "reward": "what a reward accepts and rejects, how long it takes",
-    "bench": "speed, fidelity, noise, audit: how fast engines are, and how far their numbers can be trusted",
+    "report": "one page to look at: what runs chose, why, and what came of it",
+    "bench": "speed, fidelity, noise, audit, regimes: how far numbers can be trusted, what choosing is worth",
 }
 """Command -> one line of help; the module of the same name has ``run(arguments)``."""
 
