@@ -21,11 +21,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "gradalign": {"strategy": "gradalign"},
     "dot": {"strategy": "dot", "engine": "directional"},
     "guarded": {"strategy": "guarded", "engine": "directional"},
-    "racing": {"strategy": "guarded", "engine": "directional", "budget": "racing(screen=4, mean=8)"},
+    "racing": {"strategy": "guarded", "engine": "directional", "budget": "racing(screen={quarter}, mean={half})"},
     "batch": {"strategy": "dot", "gates": ["consistent"], "mode": "batch", "oversample": 3},
     "oracle": {"strategy": "oracle"},
 }
-"""Arm -> how it chooses; ``oracle`` gets the keys of the good problems beside."""
+"""Arm -> how it chooses; ``oracle`` gets the keys of the good problems beside. A race screens with a quarter of the
+others' rollouts, spends half of them on average, and gives a problem twice as many at most."""
 HEADLINE = ("random", "accgreedy", "gradalign", "dot", "guarded", "racing", "batch", "oracle")
 """Arms that run on every seed."""
 BASELINES = (

@@ -70,9 +70,7 @@ class Rows:
             or saved.get("benchmark") != "regimes"
             or not isinstance(saved.get("rows"), list)
         ):
-            raise GradAlignError(
-                f"option --out: {self.path} exists and holds no results of this one; name another file"
-            )
+            raise GradAlignError(f"option --out: {self.path} exists and is not of this benchmark; name another file")
         for name, value in self.facts.items():
             if saved.get(name) != value:
                 raise GradAlignError(

@@ -186,6 +186,8 @@ def _args(arm: str, seed: int, setting: Setting, bed: Bed, folder: Path) -> Grad
         listed = folder / "good.txt"
         listed.write_text("\n".join(sorted(bed.good)) + "\n", encoding="utf-8")
         own["gates"] = [f"oracle(keys={str(listed)!r})"]
+    if "budget" in own:
+        own["budget"] = own["budget"].format(quarter=max(2, setting.rollouts // 4), half=max(2, setting.rollouts // 2))
     if own.get("mode") != "batch":
         whole = own["strategy"] == "static"  # chooses once, for all rounds
         own |= {

@@ -50,8 +50,8 @@ class RegimesOptions(Options):
     """Rounds of choosing and training."""
     steps_per_round: Count = 12
     """Optimiser steps in a round."""
-    chunk: Count = 192
-    """Candidates in a round."""
+    chunk: Count | None = None
+    """Candidates in a round (default: a quarter of the pool where half of it is good, else half of it)."""
     top: Count = 32
     """Problems chosen of them."""
     rollouts: Annotated[int, Field(ge=2)] = 16
@@ -73,11 +73,23 @@ class RegimesOptions(Options):
     def _possible(self) -> RegimesOptions:
         if self.share is not None and not 0 < self.share < 1:
             raise ValueError(f"--share is {self.share:g}; some problems, and not all, must be good: between 0 and 1")
-        if self.top > self.chunk or self.chunk > self.pool:
-            raise ValueError(f"--top {self.top} of --chunk {self.chunk} of --pool {self.pool}: each at most the next")
+        if self.top > self.candidates or self.candidates > self.pool:
+            raise ValueError(
+                f"--top {self.top} of --chunk {self.candidates} of --pool {self.pool}: each at most the next"
+            )
         if self.batch % self.rollouts:
             raise ValueError(f"--batch {self.batch} is no multiple of --rollouts {self.rollouts}; make it one")
         return self
+
+    @property
+    def good(self) -> float:
+        """Share of the pool that ought to be chosen."""
+        return SHARES[BEDS[self.bed][0]][1] if self.share is None else self.share
+
+    @property
+    def candidates(self) -> int:
+        """Problems in a chunk."""
+        return self.chunk or max(1, self.pool // (4 if self.good >= 0.5 else 2))
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -89,9 +101,8 @@ def run(arguments: Sequence[str]) -> None:
     if o.threads is not None:
         torch.set_num_threads(o.threads)
     regime = BEDS[o.bed][0]
-    share = SHARES[regime][1] if o.share is None else o.share
     setting = Setting(
-        Sizes(o.pool, o.validation, o.test, share), o.rounds, o.steps_per_round, o.chunk, o.top, o.rollouts,
+        Sizes(o.pool, o.validation, o.test, o.good), o.rounds, o.steps_per_round, o.candidates, o.top, o.rollouts,
         o.validation_rollouts, o.test_rollouts, o.batch, o.learning_rate,
     )  # fmt: skip
     facts = resolved("bench regimes", o)
