@@ -208,3 +208,14 @@ def test_engines_that_cannot_serve_are_refused(name: str, engine: str, said: str
 def test_what_a_source_gives_must_be_finite() -> None:
     with pytest.raises(GradAlignError, match="problem 'g0': its alignment is not finite"):
         Numbers(dot=1.0, sources={"a": float("nan")}).require_finite(make_groups(1, 1)[0])
+
+
+@given(st.integers(1, 12), st.integers(1, 9), st.integers(1, 12), st.integers(0, 9))
+def test_nearest_is_the_mean_of_the_largest_cosines(count: int, problems: int, k: int, seed: int) -> None:
+    cosines = np.random.default_rng(seed).uniform(-1, 1, (count, problems))
+    rows = [row(f"k{i}", near=own) for i, own in enumerate(cosines)] + [row("unseen"), silent("d")]
+    choose(rows, compose(None, ["none"], f"nearest(k={k})"), Size(top=1))
+    expected = [sum(sorted(own)[::-1][:k]) / min(k, problems) for own in cosines.tolist()]
+    assert [a.score for a in rows[:count]] == pytest.approx(expected)
+    assert [a.score for a in rows[count:]] == [None, None]
+    assert next(a for a in rows if a.selected).score == max(a.score for a in rows if a.score is not None)

@@ -82,6 +82,37 @@ def test_a_source_without_a_gradient_or_weight_is_left_out() -> None:
     assert list(direction.sources) == ["b"]
 
 
+def test_cosines_with_single_validation_problems_are_those_with_a_validation_set_of_one() -> None:
+    policy, objective, sketching = make_policy("llama"), Objective(), Sketching(projection="two-sided:6")
+    candidates, validation = make_groups(6, 1), make_groups(5, 2, prefix="v")
+    for reward in validation[3].rollouts:
+        reward.reward = 1.0  # carries no gradient
+    found = score(policy, candidates, validation, objective, "sketch", sketching=sketching, wanted=frozenset({"near"}))
+    near = np.array([a.numbers.near for a in found.alignments if a.numbers.near is not None])
+    assert near.shape == (sum(a.status == "scored" for a in found.alignments), 4)
+    for place, own in enumerate([v for v in validation if v.status == "scored"]):
+        alone = score(policy, candidates, [own], objective, "sketch", sketching=sketching)
+        cosines = [a.numbers.cosine for a in alone.alignments if a.status == "scored"]
+        assert near[:, place] == pytest.approx(cosines, rel=1e-3, abs=1e-5)
+    dropped = score(
+        policy, candidates, validation, objective, "sketch", sketching=sketching, wanted=frozenset({"near"}),
+        targets={validation[0].source: 1.0},
+    )  # fmt: skip
+    assert all(a.numbers.near is None or len(a.numbers.near) == 4 for a in dropped.alignments)
+
+
+def test_nearest_selects_with_a_sketch_alone(gradalign: Run, select: list[Any], tmp_path: Path) -> None:
+    ran = gradalign(*select, *SKETCH, "--strategy", "nearest")
+    assert ran.status == 0, ran.err
+    chosen = [a for a in table(tmp_path) if a.selected]
+    assert len(chosen) == 6
+    assert all(-1 <= (a.score or 9) <= 1 and a.gate is None for a in chosen)
+    assert (
+        "needs near, which engine 'exact' does not give; take --engine sketch"
+        in gradalign(*select, "--strategy", "nearest").error
+    )
+
+
 def test_cropi_selects_by_rank_fusion(gradalign: Run, select: list[Any], tmp_path: Path) -> None:
     ran = gradalign(*select, *SKETCH, "--strategy", "cropi")
     assert ran.status == 0, ran.err

@@ -10,7 +10,6 @@ from types import MappingProxyType
 
 import numpy as np
 
-from gradalign.alignment.by_source import by_source, require_sources
 from gradalign.alignment.combined import REFERENCE_WEIGHT, follow
 from gradalign.alignment.direction import Direction, build_direction, require_gradient, warn_of_noise
 from gradalign.alignment.directional import Directional
@@ -22,6 +21,7 @@ from gradalign.alignment.reference import Reference
 from gradalign.alignment.sketch import USUAL, Sketch, Sketched, Sketching
 from gradalign.alignment.steps import Step
 from gradalign.alignment.sums import AddUp
+from gradalign.alignment.trusted import by_source, each_problem, require_compared
 from gradalign.errors import GradAlignError
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
@@ -80,8 +80,8 @@ class Scorer:
         step: of forward-only scores, where `calibrate` has chosen one.
         sketching: layers, projection and store of engine ``sketch``.
         wanted: numbers that are not measured unless they are asked for: ``features`` (of a sketch, held in memory),
-            ``learnalign`` (the candidates among each other, which takes the features) and ``sources`` (cosines with
-            each source of the validation set, by their features).
+            ``learnalign`` (the candidates among each other, which takes the features), ``sources`` and ``near``
+            (cosines with each source, and with each problem, of the validation set, by their features).
         sketched: of a sketch, where `calibrate` has compared it.
         targets: validation source -> weight, see `gradalign.alignment.combined`; empty takes all problems together.
         reference_weight: share in (0, 1] of trusted responses in the direction, where there are some.
@@ -134,6 +134,7 @@ class Scorer:
         Raises:
             GradAlignError: no validation problem carries a gradient; targets that do not fit.
         """
+        trusted = [g for g in validation if g.status == "scored" and self.targets.get(g.source, 1.0) > 0]
         if self.targets or references:
             direction = follow(
                 validation, references, self.targets, self.reference_weight, self._adder, self.objective, self.unit,
@@ -141,13 +142,15 @@ class Scorer:
             )  # fmt: skip
         else:
             require_gradient(validation)
-            trusted = [group for group in validation if group.status == "scored"]
             add_up, done = self._adder(trusted, self.objective), progress("validation direction", len(trusted))
             direction = build_direction(validation, add_up, self.unit, self.seed, done, self.processes)
         direction = direction.off_loaded() if self.offload else direction
         if "sources" in self.wanted:
             adder, sketch = partial(self._adder, objective=self.objective), self._sketch(packed=False)
             direction.sources = by_source(sketch, validation, self.targets, adder, self.unit, progress, self.processes)
+        if "near" in self.wanted:
+            measure = self._sketch(self._packed(trusted), keep=True).measure
+            direction.each = each_problem(self._measure(measure, trusted, direction, progress, "validation problems"))
         return direction
 
     def _adder(self, groups: Sequence[Group], objective: Objective) -> AddUp:
@@ -181,8 +184,7 @@ class Scorer:
             GradAlignError: a number that is not finite; see `calibrate`.
         """
         seconds: dict[str, float] = {}
-        if "sources" in self.wanted:
-            require_sources(direction)
+        require_compared(direction, self.wanted)
         scored = [group for group in candidates if group.status == "scored"]
         start = time.perf_counter()
         rates = np.array([group.rewards.mean() for group in scored])
@@ -191,13 +193,13 @@ class Scorer:
         if (self.forward_only and self.step is None) or (self.engine == "sketch" and self.sketched is None):
             self.calibrate(scored, direction)
             seconds["self-check"] = time.perf_counter() - start
-
         packed = self.engine != "reference" and self._packed(scored)
         recorded: Recorded | None = [] if self.contributions and self.difference == "one-sided" else None
         start = time.perf_counter()
         measure: Measure = Reference(self.policy, self.objective).measure
         if self.engine == "exact":
-            measure = partial(self._exact(packed).measure, recorded=recorded)
+            exact = Exact(self.policy, self.objective, self.batch_tokens, packed)
+            measure = partial(exact.measure, recorded=recorded)
         elif self.engine == "directional":
             measure = self._directional(packed).measure
         if self.engine == "sketch":
@@ -226,16 +228,14 @@ class Scorer:
         alignments = [Alignment.of(group, by_group.get(id(group))) for group in candidates]
         return Scored(direction, alignments, seconds, self.step, self.sketched)
 
-    def _exact(self, packed: bool) -> Exact:
-        return Exact(self.policy, self.objective, self.batch_tokens, packed)
-
     def _directional(self, packed: bool) -> Directional:
         made = Directional(self.policy, self.objective, self.batch_tokens, packed, self.difference)
         made.step = self.step
         return made
 
-    def _sketch(self, packed: bool) -> Sketch:
-        return Sketch(self.policy, self.objective, self.batch_tokens, packed, self.sketching, self.seed, self.keeps)
+    def _sketch(self, packed: bool, keep: bool = False) -> Sketch:
+        keep = keep or self.keeps
+        return Sketch(self.policy, self.objective, self.batch_tokens, packed, self.sketching, self.seed, keep)
 
     def _packed(self, groups: Sequence[Group]) -> bool:
         return packs(self.policy, groups, self.batch_tokens)

@@ -59,6 +59,8 @@ class Direction:
         parts: name -> share, where the direction is put together from several; ``references`` is that of likelihoods.
         sources: validation source -> (numbers,) a sketch's features of the mean gradient of its problems, where they
             were asked for; not saved.
+        each: (validation problems, numbers) a sketch's features of each one's gradient, of length 1, where they were
+            asked for; not saved.
     """
 
     unit: list[torch.Tensor]
@@ -71,6 +73,7 @@ class Direction:
     n_references: int = 0
     parts: dict[str, float] = field(default_factory=dict)
     sources: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    each: NDArray[np.float64] | None = None
 
     @property
     def signal(self) -> Signal | None:

@@ -38,7 +38,7 @@ def check_wanted(engine: str, sketching: Sketching, wanted: frozenset[str]) -> N
     Raises:
         GradAlignError: ``wanted`` has some of it, and the engine is no sketch or has no projection.
     """
-    if wanted & {"features", "learnalign", "sources"} and not (engine == "sketch" and sketching.keeps_features):
+    if wanted & {"features", "learnalign", "sources", "near"} and not (engine == "sketch" and sketching.keeps_features):
         what = "LearnAlign compares" if "learnalign" in wanted else "the choice compares"
         raise GradAlignError(
             f"{what} the features of all problems, which only engine sketch with a projection keeps; "

@@ -28,6 +28,7 @@ class Numbers:
         corr: Pearson correlation over rollouts of the reward with the weighted directional derivative.
         learnalign: LearnAlign's score among all groups that were measured; see `gradalign.alignment.learnalign`.
         sources: validation source -> cosine of g with the mean gradient of its problems, where they were asked for.
+        near: (validation problems,) cosines of g with each one's gradient, where they were asked for.
         moves: (rollouts,) the weighted directional derivatives w_k c_k.
         features: (numbers,) of the group's gradient, from a sketch that was asked to keep them.
     """
@@ -40,6 +41,7 @@ class Numbers:
     corr: float | None = None
     learnalign: float | None = None
     sources: dict[str, float] | None = None
+    near: Floats | None = field(default=None, compare=False, repr=False)
     moves: Floats | None = field(default=None, compare=False, repr=False)
     features: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
@@ -50,7 +52,7 @@ class Numbers:
             GradAlignError: a number that was measured is not finite; names the group's problem.
         """
         values = [self.dot, self.norm, self.cosine, self.se, self.t, self.corr, self.learnalign]
-        values += (self.sources or {}).values()
+        values += [*(self.sources or {}).values(), *(() if self.near is None else self.near.tolist())]
         if not all(value is None or math.isfinite(value) for value in values):
             raise GradAlignError(
                 f"candidates: problem {group.key!r}: its alignment is not finite (NaN or infinity in the model's "

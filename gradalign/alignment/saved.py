@@ -26,7 +26,7 @@ from gradalign.policy.objective import Objective
 
 NOTES = "gradalign.direction"
 PARTS = ("n_references", "parts")
-FACTS = [field.name for field in dataclasses.fields(Direction) if field.name not in ("unit", "sources", *PARTS)]
+FACTS = [field.name for field in dataclasses.fields(Direction) if field.name not in ("unit", "sources", "each", *PARTS)]
 
 
 def save_direction(

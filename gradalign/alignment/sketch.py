@@ -135,7 +135,7 @@ class Sketch:
         GradAlignError: the policy has no such layers.
     """
 
-    provides = frozenset({"dot", "norm", "cosine", "learnalign", "sources", "features"})
+    provides = frozenset({"dot", "norm", "cosine", "learnalign", "sources", "near", "features"})
 
     def __init__(
         self, policy: Policy, objective: Objective, batch_tokens: int, packed: bool,
@@ -207,8 +207,9 @@ class Sketch:
             own = features.astype(np.float64)
             dot, norm, cosine = float(own @ along), float(np.linalg.norm(own)), cosine_of(own, along)
             sources = {name: cosine_of(own, other) for name, other in direction.sources.items()} or None
+            near = None if direction.each is None else direction.each @ (own / norm if norm else own)
             kept = features if self.keep else None
-            yield Numbers(dot=dot, norm=norm, cosine=cosine, sources=sources, features=kept)
+            yield Numbers(dot=dot, norm=norm, cosine=cosine, sources=sources, near=near, features=kept)
 
     def project(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         """(numbers,) features of a gradient that is given whole, one tensor a chosen parameter."""

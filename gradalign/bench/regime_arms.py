@@ -19,6 +19,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "cropi": {"strategy": "cropi", "engine": "sketch", "projection": "coordinates:4096"},
     "static": {"strategy": "static"},
     "gradalign": {"strategy": "gradalign"},
+    "nearest": {"strategy": "nearest", "engine": "sketch", "projection": "two-sided:16"},
     "dot": {"strategy": "dot", "engine": "directional"},
     "guarded": {"strategy": "guarded", "engine": "directional"},
     "racing": {"strategy": "guarded", "engine": "directional", "budget": "racing(screen={quarter}, mean={half})"},
@@ -27,7 +28,7 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 """Arm -> how it chooses; ``oracle`` gets the keys of the good problems beside. A race screens with a quarter of the
 others' rollouts, spends half of them on average, and gives a problem twice as many at most."""
-HEADLINE = ("random", "accgreedy", "gradalign", "dot", "guarded", "racing", "batch", "oracle")
+HEADLINE = ("random", "accgreedy", "gradalign", "dot", "guarded", "racing", "batch", "nearest", "oracle")
 """Arms that run on every seed."""
 BASELINES = (
     "random", "accgreedy", "accband", "learnability", "dynamic", "learnalign", "cropi", "static", "gradalign", "dot",

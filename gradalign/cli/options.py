@@ -129,7 +129,7 @@ class SelectionOptions(Options):
 
     strategy: str | None = None
     """gradalign (the paper's cosine), guarded (for rewards that are not trusted), dot, expected, tscore, corr,
-    permutation, lcb, shrunk; with --engine sketch learnalign, cropi, dtv; by the pass rate accgreedy, accband,
+    permutation, lcb, shrunk; with --engine sketch nearest, learnalign, cropi, dtv; by the pass rate accgreedy, accband,
     learnability, dynamic, simacc; for comparison static, norm, negative, random, oracle (default: gradalign where the
     engine gives a cosine, else dot)."""
     gates: tuple[str, ...] = ()
@@ -137,7 +137,8 @@ class SelectionOptions(Options):
     high=0.8)", dtv, "oracle(keys='clean.txt')", "oracle(corrupt=0.5, seed=0)"; none for none at all."""
     rank: str | None = None
     """Which are most useful, in place of the strategy's own: cosine, dot, tscore, corr, permutation, lcb, shrunk,
-    expected, norm, negative, simacc, learnability, learnalign, "cropi(k=60)", accgreedy, dynamic, random."""
+    expected, norm, negative, simacc, learnability, learnalign, "nearest(k=5)", "cropi(k=60)", accgreedy, dynamic,
+    random."""
     pick: str | None = None
     """Which of them are chosen, in place of the strategy's own: top, "sample(temperature=0.5)", diverse; each takes
     "caps={'web': 0.3}", "floors={'code': 0.1}", "explore=0.1"."""

@@ -17,6 +17,7 @@ from gradalign.selection.ranks.expected import Expected
 from gradalign.selection.ranks.lcb import LowerBound
 from gradalign.selection.ranks.learnability import Learnability
 from gradalign.selection.ranks.learnalign import LearnAlign
+from gradalign.selection.ranks.nearest import Nearest
 from gradalign.selection.ranks.negative import Negative
 from gradalign.selection.ranks.norm import Norm
 from gradalign.selection.ranks.permutation import Permutation
@@ -36,6 +37,7 @@ OWN = (
     Strategy("shrunk", Shrunk()),
     Strategy("expected", Expected()),
     Strategy("guarded", Expected(), (Consistent(),)),
+    Strategy("nearest", Nearest(), (Consistent(),)),
     Strategy("learnalign", LearnAlign(), warmup=1),
     Strategy("cropi", Cropi(), stale=True),
     Strategy("simacc", SimAcc()),

@@ -14,6 +14,7 @@ from gradalign.selection.ranks.expected import Expected
 from gradalign.selection.ranks.lcb import LowerBound
 from gradalign.selection.ranks.learnability import Learnability
 from gradalign.selection.ranks.learnalign import LearnAlign
+from gradalign.selection.ranks.nearest import Nearest
 from gradalign.selection.ranks.negative import Negative
 from gradalign.selection.ranks.norm import Norm
 from gradalign.selection.ranks.permutation import Permutation
@@ -34,6 +35,7 @@ RANKS: Registry[type[Rank]] = Registry(
         "shrunk": Shrunk,
         "expected": Expected,
         "norm": Norm,
+        "nearest": Nearest,
         "negative": Negative,
         "simacc": SimAcc,
         "learnability": Learnability,

@@ -1,4 +1,4 @@
-"""The validation sources, each by itself: features of the mean gradient of a source's problems.
+"""The validation set in parts: features of the mean gradient of each source's problems, and of each problem's own.
 
 A projection is linear, so that the features of the mean are the mean of the features: the gradients of a source are
 added up whole and projected once, at the cost of one more pass over the validation problems and the memory of one
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
 from gradalign.alignment.direction import Direction, require_gradient
-from gradalign.alignment.record import Floats
+from gradalign.alignment.record import Floats, Numbers
 from gradalign.alignment.sketch import Sketch
 from gradalign.alignment.sums import AddUp, half_sum
 from gradalign.errors import GradAlignError, warn
@@ -57,14 +59,30 @@ def by_source(
     return found
 
 
-def require_sources(direction: Direction) -> None:
-    """Refuse a direction that was not taken together with its sources.
+def each_problem(measured: Sequence[Numbers]) -> Floats:
+    """(problems, numbers) features of each validation problem's gradient, of length 1.
+
+    Args:
+        measured: numbers of the validation problems, their features kept.
+
+    Raises:
+        GradAlignError: no problem's features move.
+    """
+    features = np.array([own.features for own in measured if own.features is not None and own.norm], np.float64)
+    if not len(features):
+        raise GradAlignError("validation: no problem's gradient reaches the layers that are sketched; take others")
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+
+def require_compared(direction: Direction, wanted: frozenset[str]) -> None:
+    """Refuse a direction that was not taken together with its sources, or its single problems, where they are wanted.
 
     Raises:
         GradAlignError: it was not.
     """
-    if not direction.sources:
+    if ("sources" in wanted and not direction.sources) or ("near" in wanted and direction.each is None):
+        what = "each source" if "sources" in wanted else "each problem"
         raise GradAlignError(
-            "the choice compares problems with each source of the validation set, of which a saved direction does not "
+            f"the choice compares problems with {what} of the validation set, of which a saved direction does not "
             "know; give the validation set's rollouts, or take another strategy"
         )
