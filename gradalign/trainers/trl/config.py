@@ -42,7 +42,8 @@ class GradAlignConfig(GRPOConfig):
         "dot, expected, tscore, corr, permutation, lcb, shrunk; with engine sketch learnalign (its first round is a "
         "warm-up on problems drawn at random), cropi (samples the pool once), nearest, dtv; by the pass rate "
         "accgreedy, accband, learnability, dynamic, simacc; for comparison static (chooses once), norm, negative, "
-        "random, oracle; off trains on everything, as stock TRL (default: gradalign; in mode batch dot, which needs no cosine)."
+        "random, oracle; off trains on everything, as stock TRL (default: gradalign; in mode batch dot, which needs no "
+        "cosine)."
     )
     gates: list[str] | None = field(
         default=None,
