@@ -97,6 +97,7 @@ def test_tables_and_tests() -> None:
     made = summary(runs)
     assert made[DEFAULT]["gap_closed"] == pytest.approx(0.5)
     first, second = regime_tables.tests(runs)
+    assert first["arm"] == DEFAULT
     assert (first["against"], first["seeds"], first["wins"], first["p"]) == ("random", 5, 5, 1 / 32)
     assert (second["against"], second["seeds"], second["p_holm"]) == ("gradalign", 2, 0.5)
     assert first["p_holm"] == 2 / 32

@@ -6,6 +6,8 @@ from typing import Any
 
 DEFAULT = "guarded"
 """The noise-aware default, pre-registered."""
+CONTENDERS = (DEFAULT, "nearest")
+"""Arms of this project's own that are tested against the baselines."""
 ORACLE = "oracle"
 """The arm that knows the problems that ought to be chosen, and draws among them."""
 
@@ -33,4 +35,4 @@ HEADLINE = ("random", "accgreedy", "gradalign", "dot", "guarded", "racing", "bat
 BASELINES = (
     "random", "accgreedy", "accband", "learnability", "dynamic", "learnalign", "cropi", "static", "gradalign", "dot",
 )  # fmt: skip
-"""What the default is tested against."""
+"""What these are tested against."""

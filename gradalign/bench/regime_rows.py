@@ -57,9 +57,19 @@ class Rows:
         with FileLock(self.claims / "file.lock"):
             data = self._read()
             data["rows"] = sorted([*data["rows"], row], key=lambda own: (own["seed"], list(ARMS).index(own["arm"])))
-            write_json(self.path, data)
-            with replacing(self.path.with_suffix(".md")) as part:
-                part.write_text(f"{TITLE}\n\n{self.finish(data)}\n", encoding="utf-8")
+            self._write(data)
+
+    def refresh(self) -> None:
+        """Write both files again, as this version of the program sums them up."""
+        with FileLock(self.claims / "file.lock"):
+            if self.path.exists():
+                self._write(self._read())
+
+    def _write(self, data: dict[str, Any]) -> None:
+        text = self.finish(data)
+        write_json(self.path, data)
+        with replacing(self.path.with_suffix(".md")) as part:
+            part.write_text(f"{TITLE}\n\n{text}\n", encoding="utf-8")
 
     def _read(self) -> dict[str, Any]:
         if not self.path.exists():

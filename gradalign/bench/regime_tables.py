@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from statistics import mean, median
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gradalign.bench.regime_arms import ARMS, BASELINES, DEFAULT, ORACLE
+from gradalign.bench.regime_arms import ARMS, BASELINES, CONTENDERS, DEFAULT, ORACLE
 from gradalign.bench.regime_beds import SHARES
 from gradalign.bench.results import markdown_table
 from gradalign.bench.significance import flipped, holm
@@ -27,8 +28,8 @@ NOTES = """\
 - `random` at equal rollouts: its accuracy (mean of the two evaluations up to there) once it has spent as many rollouts
   as the default has at the end.
 - gap closed: (arm - random) / (oracle - random), of the final accuracies' medians.
-- p: paired permutation test over seeds that the default ends higher, one-sided, Holm-adjusted over the baselines; n
-  seeds cannot give less than 2 ** -n, times the number of baselines."""
+- p: paired permutation test over seeds that the one ends higher, one-sided, Holm-adjusted over all rows; n seeds cannot
+  give less than 2 ** -n, times the number of rows."""
 
 
 def finish_regimes(data: dict[str, Any]) -> str:
@@ -44,7 +45,7 @@ def finish_regimes(data: dict[str, Any]) -> str:
         f"{', '.join(map(str, seeds))}. Start: {_spread([row['accuracy'][0] for row in data['rows']])}.",
         _accuracies(runs, told),
         "## What reaching random's final accuracy costs", _costs(runs),
-        f"## `{DEFAULT}` against the baselines", _tested(data["tests"]),
+        f"## {' and '.join(f'`{arm}`' for arm in CONTENDERS)} against the baselines", _tested(data["tests"]),
         f"## The {told} share among the chosen, round by round", _by_round(runs),
         "## How to read this", NOTES,
         f"Setting: {_flat(data['setting'])}.", _origins(data["rows"]),
@@ -67,19 +68,19 @@ def summary(runs: Runs) -> dict[str, dict[str, float]]:
 
 
 def tests(runs: Runs) -> list[dict[str, Any]]:
-    """The default's final accuracy against each baseline's, on the seeds that both have."""
+    """The contenders' final accuracy against each baseline's, on the seeds that both have."""
     found: list[dict[str, Any]] = []
-    for other in BASELINES:
-        both = sorted(runs.get(DEFAULT, {}).keys() & runs.get(other, {}).keys())
+    for own, other in itertools.product(CONTENDERS, BASELINES):
+        both = sorted(runs.get(own, {}).keys() & runs.get(other, {}).keys())
         if len(both) > 1:
-            ours, theirs = ([runs[arm][s]["final_accuracy"] for s in both] for arm in (DEFAULT, other))
+            ours, theirs = ([runs[arm][s]["final_accuracy"] for s in both] for arm in (own, other))
             gain = np.array(ours) - np.array(theirs)
             found.append({
-                "against": other, "seeds": len(both), "gain": float(np.median(gain)), "wins": int((gain > 0).sum()),
+                "arm": own, "against": other, "seeds": len(both), "gain": float(np.median(gain)), "wins": int((gain > 0).sum()),
                 "p": flipped(-gain),
             })  # fmt: skip
-    for own, p in zip(found, holm([own["p"] for own in found]), strict=True):
-        own["p_holm"] = p
+    for test, p in zip(found, holm([test["p"] for test in found]), strict=True):
+        test["p_holm"] = p
     return found
 
 
@@ -135,11 +136,11 @@ def _costs(runs: Runs) -> str:
 
 def _tested(found: Sequence[dict[str, Any]]) -> str:
     lines = [
-        [f"`{own['against']}`", str(own["seeds"]), f"{own['gain']:+.3f}", f"{own['wins']} of {own['seeds']}",
+        [f"`{own['arm']}` - `{own['against']}`", str(own["seeds"]), f"{own['gain']:+.3f}", f"{own['wins']} of {own['seeds']}",
          f"{own['p']:.4f}", f"{own['p_holm']:.4f}"]
         for own in found
     ]  # fmt: skip
-    return markdown_table(["against", "seeds", "median gain", "higher on", "p", "p, Holm"], lines)
+    return markdown_table(["final accuracy", "seeds", "median gain", "higher on", "p", "p, Holm"], lines)
 
 
 def _by_round(runs: Runs) -> str:

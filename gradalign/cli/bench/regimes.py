@@ -112,6 +112,7 @@ def run(arguments: Sequence[str]) -> None:
     plan = RegimesPlan(o.bed, o.arms, o.seeds, o.fewer, setting)
     show(f"{len(plan.runs)} runs, {sum(not rows.has(*one) for one in plan.runs)} of them to do")
     measure_regimes(plan, rows, show)
+    rows.refresh()
     if out.with_suffix(".md").exists():
         show(out.with_suffix(".md").read_text(encoding="utf-8"))
     show(f"wrote {out} and {out.with_suffix('.md')}")
