@@ -76,8 +76,8 @@ def tests(runs: Runs) -> list[dict[str, Any]]:
             ours, theirs = ([runs[arm][s]["final_accuracy"] for s in both] for arm in (own, other))
             gain = np.array(ours) - np.array(theirs)
             found.append({
-                "arm": own, "against": other, "seeds": len(both), "gain": float(np.median(gain)), "wins": int((gain > 0).sum()),
-                "p": flipped(-gain),
+                "arm": own, "against": other, "seeds": len(both), "gain": float(np.median(gain)),
+                "wins": int((gain > 0).sum()), "p": flipped(-gain),
             })  # fmt: skip
     for test, p in zip(found, holm([test["p"] for test in found]), strict=True):
         test["p_holm"] = p
@@ -136,8 +136,8 @@ def _costs(runs: Runs) -> str:
 
 def _tested(found: Sequence[dict[str, Any]]) -> str:
     lines = [
-        [f"`{own['arm']}` - `{own['against']}`", str(own["seeds"]), f"{own['gain']:+.3f}", f"{own['wins']} of {own['seeds']}",
-         f"{own['p']:.4f}", f"{own['p_holm']:.4f}"]
+        [f"`{own['arm']}` - `{own['against']}`", str(own["seeds"]), f"{own['gain']:+.3f}",
+         f"{own['wins']} of {own['seeds']}", f"{own['p']:.4f}", f"{own['p_holm']:.4f}"]
         for own in found
     ]  # fmt: skip
     return markdown_table(["final accuracy", "seeds", "median gain", "higher on", "p", "p, Holm"], lines)
