@@ -97,12 +97,13 @@ def test_verdicts_are_read_strictly() -> None:
     for reply, score in {
         "YES": 1, "no.": 0, "It is the same.\n**YES**": 1, "Verdict: NO": 0, "Final answer: **yes**.": 1,
         '{"score": 0.25}': 0.25, 'I think so.\n{"score": 1, "why": "same"}': 1, '```json\n{"score": 0.5}\n```': 0.5,
-        '{\n "score": 0\n}': 0,
+        '{\n "score": 0\n}': 0, 'Like ```x``` or\n``` {"score": 1} ``` \n': 1,
     }.items():  # fmt: skip
         assert verdict(reply) == score, reply
     for reply in (
         "", "YES or NO", "YES\nbut not quite", "maybe", '{"score": 2}', '{"score": "1"}', '{"score": true}', "no idea",
         '{"score": NaN}', '{"grade": 1}', "[1]", "[" * 100_000, "YESNO", "5", '{"score": -0.1}',
+        "```" + " " * 100_000, "```json" * 20_000, '```{"score": 1}``` or ```', '{"score": 1}```',
     ):  # fmt: skip
         with pytest.raises(_PassingError, match="neither YES nor NO nor a score"):
             verdict(reply)
@@ -178,6 +179,10 @@ def test_a_judge_that_is_down_slow_or_another_program(server: Server, monkeypatc
         pay(Judge(server.url, "m", retries=1, timeout=0.2), "4")
     assert time.monotonic() - start < 1.0
     server.delay = 0.0
+    server.behave = lambda number, asked: (200, {"content-encoding": "gzip"}, "YES")
+    with pytest.raises(GradAlignError, match=r"cannot be reached .*decompressing.*, tried 2 times"):
+        pay(Judge(server.url, "m", retries=1), "4")
+    server.behave = lambda number, asked: (200, {}, "YES")
     monkeypatch.setattr("json.dumps", lambda *_, **__: "<html>")
     with pytest.raises(GradAlignError, match=r"gave no chat completion .<html>., tried 1 times"):
         pay(Judge(server.url, "m", retries=0), "4")

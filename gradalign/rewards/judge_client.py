@@ -19,7 +19,6 @@ FIRST_WAIT, LONGEST_WAIT, LONGEST_ASKED = 0.5, 60.0, 600.0
 """Seconds before the first repetition, before any, and before one whose time the server names."""
 PASSING = (408, 409, 425, 429)
 """Statuses that a later request may not meet, as well as all from 500 on."""
-_FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
 _SAID = re.compile(r"(?:(?:final\s+)?(?:verdict|answer|judge?ment)\W{1,6})?(yes|no)", re.IGNORECASE)
 
 Done = Callable[[str, float, str], None]
@@ -105,7 +104,7 @@ async def _reply(client: httpx.AsyncClient, address: str, body: dict[str, Any], 
             response = await client.post(address, json=body)
     except (httpx.TimeoutException, TimeoutError) as error:
         raise _PassingError(f"{address} gave no answer within {timeout:g} s") from error
-    except httpx.TransportError as error:
+    except httpx.RequestError as error:
         raise _PassingError(f"{address} cannot be reached ({error or type(error).__name__})") from error
     except (httpx.InvalidURL, UnicodeError) as error:
         raise RefusedError(f"{address} is no address ({error})") from error
@@ -142,9 +141,9 @@ def verdict(reply: str) -> float:
         _PassingError: it gives none.
     """
     lines = [line.strip() for line in reply.strip().splitlines() if line.strip()]
-    fenced = _FENCE.findall(reply)
-    ends_fenced = bool(fenced) and reply.rstrip().endswith("```")
-    for text in [reply, *([fenced[-1]] if ends_fenced else []), *lines[-1:]]:
+    pieces = reply.split("```")
+    fenced = [pieces[-2].removeprefix("json")] if len(pieces) > 2 and not pieces[-1].strip() else []
+    for text in [reply, *fenced, *lines[-1:]]:
         with contextlib.suppress(ValueError, RecursionError):
             found = json.loads(text)
             score = found.get("score") if isinstance(found, dict) else None
