@@ -73,7 +73,8 @@ def test_duplicates_are_counted_with_conflicts(tmp_path: Path) -> None:
         ([], "holds no problem"),
         ([{"answer": "1"}], r"p\.jsonl:1: no field for the prompt .looked for prompt, question.*--prompt-field"),
         ([{"prompt": "q"}], r"p\.jsonl:1: no field for the answer"),
-        ([{"prompt": "q", "answer": None}], r"no field for the answer"),
+        ([{"prompt": "q", "answer": None}], r"p\.jsonl:1: field 'answer' is empty; fill it, or name another by"),
+        ([{"prompt": "q", "answer": float("inf")}], r"field 'answer' is float inf"),
         ([{"prompt": "", "answer": "1"}], r"field 'prompt' is empty"),
         ([{"prompt": 5, "answer": "1"}], r"field 'prompt' is int 5; write a text, or chat messages"),
         ([{"prompt": [{"role": "user"}], "answer": "1"}], r"field 'prompt' is list"),
@@ -91,8 +92,10 @@ def test_bad_pools(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> 
 
 
 def test_a_mapped_field_that_is_missing_offers_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(GradAlignError, match="field 'promt' is missing; did you mean 'prompt'"):
+    with pytest.raises(GradAlignError, match="field 'promt' is missing or empty; did you mean 'prompt'"):
         read_problems(pool(tmp_path, {"prompt": "q", "answer": "1"}), FieldMap(prompt="promt"))
+    with pytest.raises(GradAlignError, match=r"field 'a\.golt' is missing or empty; did you mean 'gold'"):
+        read_problems(pool(tmp_path, {"prompt": "q", "a": {"gold": "1"}}), FieldMap(answer="a.golt"))
 
 
 @pytest.mark.parametrize(

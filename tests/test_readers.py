@@ -53,8 +53,9 @@ def test_tsv_and_chat_messages(tmp_path: Path) -> None:
         (b"prompt,answer\n" + b"a" * 5_000_000 + b",1\n", r"p\.csv:2: not CSV .field larger than"),
         (b'prompt,answer\n"' + b"a\n" * 3_000_000, r"p\.csv:\d+: not CSV .field larger than"),
         (b"prompt,answer\na\0b,1\nc,2\n", None),
+        (b'prompt,answer\n"' + b'[{""a"":' * 50_000 + b'",1\nc,2\n', None),
     ],
-    ids=range(15),
+    ids=range(16),
 )
 def test_bad_csv(tmp_path: Path, text: bytes, message: str | None) -> None:
     path = tmp_path / "p.csv"
@@ -153,6 +154,8 @@ def test_an_answer_may_not_be_missing_after_its_mark(tmp_path: Path) -> None:
         ("embeded:mixed", "unknown kind of pool 'embeded'; did you mean 'embedded'"),
         ("file:nope.csv", "nope.csv: no such file"),
         ("embedded:mixed?size=3&sise=2", "unknown setting 'sise'; did you mean 'size'"),
+        ("embedded:mixed?size=3&size=2", "names setting 'size' twice"),
+        ("hf:", "names no data set; write hf:OWNER/NAME"),
     ],
 )
 def test_bad_specs(spec: str, message: str) -> None:

@@ -108,6 +108,6 @@ def _cell(text: str) -> Any:
     if text.startswith("[{"):
         try:
             return json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return text
     return text

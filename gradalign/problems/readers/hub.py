@@ -106,6 +106,8 @@ class Hub:
     def _data(self) -> Any:
         import datasets
 
+        if not self.name:
+            raise GradAlignError(f"{self.label} names no data set; write hf:OWNER/NAME, or hf:FOLDER")
         folder = Path(self.name).expanduser()
         splits = folder / "dataset_dict.json"
         if not folder.is_dir():
