@@ -202,6 +202,21 @@ def test_failed_judgements_mark_the_problem_where_asked(server: Server) -> None:
     assert math.isnan(paid[1])
 
 
+def test_a_response_that_is_too_long_for_the_judge_fails_its_problem_alone(server: Server) -> None:
+    server.behave = lambda number, asked: (200, {}, "YES") if asked.endswith("R 4") else (400, {}, "too long")
+    judge = Judge(server.url, "m", TEMPLATE, retries=3, on_failure="failed")
+    with pytest.warns(GradAlignWarning, match=r"1 of 2 responses could not be judged .*answered 400 .too long"):
+        paid = pay(judge, "4", "5")
+    assert paid[0] == 1.0
+    assert math.isnan(paid[1])
+    assert len(server.bodies) == 2
+    with pytest.raises(GradAlignError, match=r"answered 400 \(too long\); check url, model"):
+        pay(Judge(server.url, "m", TEMPLATE), "5")
+    server.behave = lambda number, asked: (401, {}, "who are you")
+    with pytest.raises(GradAlignError, match="answered 401"):
+        pay(judge, "4")
+
+
 def test_judgements_are_cached_for_several_processes_and_after_failures(server: Server, tmp_path: Path) -> None:
     cache = tmp_path / "deep" / "judged.sqlite"
     judge = Judge(server.url, "m", TEMPLATE, retries=0, cache=str(cache), concurrency=1)
