@@ -41,6 +41,7 @@ def test_tsv_and_chat_messages(tmp_path: Path) -> None:
         (b"prompt,answer\na,1\nb\n", r"p\.csv:3: has 1 cells, and the header 2; quote cells"),
         (b"prompt,answer\na,1,2\n", r"p\.csv:2: has 3 cells"),
         (b"prompt,prompt\na,1\n", r"p\.csv:1: the header names 'prompt' twice"),
+        (b"prompt;answer\na;1\n", r"p\.csv:1: the header is one cell, 'prompt;answer'; write commas"),
         (b"prompt,\na,1\n", r"p\.csv:1: the header has a cell without a name"),
         (b'prompt,answer\n"a,1\n', r"p\.csv:2: not CSV .unexpected end of data"),
         (b'prompt,answer\n"a"b,1\n', r"p\.csv:2: not CSV"),
@@ -55,7 +56,7 @@ def test_tsv_and_chat_messages(tmp_path: Path) -> None:
         (b"prompt,answer\na\0b,1\nc,2\n", None),
         (b'prompt,answer\n"' + b'[{""a"":' * 50_000 + b'",1\nc,2\n', None),
     ],
-    ids=range(16),
+    ids=range(17),
 )
 def test_bad_csv(tmp_path: Path, text: bytes, message: str | None) -> None:
     path = tmp_path / "p.csv"

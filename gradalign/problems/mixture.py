@@ -14,8 +14,8 @@
         answer_field: gold
 
 Fields that a part does not name are those of the options (``--prompt-field``). A prompt that two parts have is the
-first one's. Which of a part's problems are taken is decided by a hash of seed and key, so that a part gives the same problems
-whatever is beside it, and more of the same when it may give more.
+first one's. Which of a part's problems are taken is decided by a hash of seed and key, so that a part gives the same
+problems whatever is beside it, and more of the same when it may give more.
 """
 
 from __future__ import annotations
