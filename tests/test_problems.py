@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,9 @@ def test_gsm8k_solutions_are_kept(tmp_path: Path) -> None:
 def test_parquet(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([{"prompt": "a", "answer": "1"}]), tmp_path / "p.parquet")
     assert read_problems(str(tmp_path / "p.parquet"))[0].answer == "1"
+    decimals = [{"prompt": "a", "answer": Decimal("3.00")}, {"prompt": "b", "answer": Decimal("0.25")}]
+    pq.write_table(pa.Table.from_pylist(decimals), tmp_path / "d.parquet")
+    assert [p.answer for p in read_problems(str(tmp_path / "d.parquet"))] == ["3", "0.25"]
 
 
 def test_duplicates_are_counted_with_conflicts(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from decimal import Decimal
 from typing import Any
 
 from gradalign.errors import GradAlignError, nearest
@@ -143,9 +144,9 @@ def _prompt(value: Any, where: str) -> Prompt:
 def _text(value: Any, where: str, what: str) -> str:
     if isinstance(value, str) and value.strip():
         return _not_too_long(value, where)
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
         return str(int(value))
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     inside = f", or name the field inside it by --{what}-field" if isinstance(value, dict) else ""
     raise GradAlignError(f"{where} is {_short(value)}; write a text or a number{inside}")
