@@ -230,10 +230,12 @@ def _explained(
     name = str(first["loc"][0])
     option = f"--{name.replace('_', '-')}"
     if first["type"] == "missing" and name == kind.positional:
-        metavar = name.removesuffix("s").upper()
-        return GradAlignError(f"{metavar} is missing: {kind.model_fields[name].description or ''}".rstrip(": "))
+        option = name.removesuffix("s").upper()
+    elif first["type"] == "missing":
+        option = f"option {option}"
     if first["type"] == "missing":
-        return GradAlignError(f"option {option} is missing: {kind.model_fields[name].description or ''}".rstrip(": "))
+        what = " ".join((kind.model_fields[name].description or "").split())
+        return GradAlignError(f"{option} is missing: {what}".rstrip(": "))
     where = f"{file}: field {name!r}" if name in values and name not in chosen else f"option {option}"
     value = first["input"]
     if first["type"] == "literal_error":

@@ -44,7 +44,11 @@ class Registry(Mapping[str, T]):
     @functools.cached_property
     def plugins(self) -> dict[str, EntryPoint]:
         """Plug-ins by name, not imported yet."""
-        found = {point.name: point for point in entry_points(group=self.group)}
+        found = dict[str, EntryPoint]()
+        for point in entry_points(group=self.group):
+            first = found.setdefault(point.name, point)
+            if first.value != point.value:
+                warn(f"{self.group}: {point.name!r} is {first.value}, and also {point.value}; the latter is left out")
         for name in found.keys() & self.own.keys():
             warn(f"plug-in {name!r} ({found.pop(name).value}) has the name of one of {self.group}'s own; left out")
         return found
@@ -106,9 +110,11 @@ def parse(text: str, registry: Mapping[str, type[T]], kind: str) -> T:
             raise ValueError
         values = {keyword.arg or "": _value(keyword.value) for keyword in node.keywords}
         if len(values) < len(node.keywords):
-            raise ValueError("a parameter is named twice")
+            raise ValueError
     except (SyntaxError, ValueError) as error:
-        raise GradAlignError(f"{kind} {text!r}: write name or name(parameter=value, ...)") from error
+        raise GradAlignError(
+            f"{kind} {text!r}: write name or name(parameter=value, ...), each parameter once, and texts in quotes"
+        ) from error
     head = written["name"]
     made = find(head, registry, kind)
     if not dataclasses.is_dataclass(made):

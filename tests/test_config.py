@@ -94,8 +94,9 @@ def test_bad_options(arguments: list[str], message: str) -> None:
 
 
 def test_a_missing_option_says_what_it_is() -> None:
-    with pytest.raises(GradAlignError, match=r"option --model is missing: The policy: hub id"):
+    with pytest.raises(GradAlignError, match=r"option --model is missing: The policy: hub id") as raised:
         parse(ScoreOptions, "score", SCORE[2:])
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,17 @@ def test_values_stay_plain_and_what_cannot_is_named_once(tmp_path: Path) -> None
     json.dumps(first.metadata)
 
 
+def test_columns_of_several_kinds_of_values_are_read_as_they_were_written(tmp_path: Path) -> None:
+    made: list[dict[str, Any]] = [
+        {"question": "a?", "answer": 7, "more": [{"x": 1}, {"x": "word"}], "level": "3"},
+        {"question": "b?", "answer": "x = 7", "more": [], "level": None},
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    found = list(read_problems(f"hf:{tmp_path}"))
+    assert [p.answer for p in found] == ["7", "x = 7"]
+    assert [p.metadata for p in found] == [{"more": row["more"], "level": row["level"]} for row in made]
+
+
 @pytest.mark.parametrize(
     ("spec", "kind"),
     [

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradalign.errors import GradAlignError, GradAlignWarning
+from gradalign.problems.fields import FieldMap
 from gradalign.problems.near import NearIndex, shingles, similarity
 from gradalign.problems.prompts import Asking, worked
 from gradalign.problems.read import overlap, read_problems
@@ -79,19 +80,25 @@ def test_fields_of_a_part_and_other_kinds_of_pool(tmp_path: Path) -> None:
         {"pool": "embedded:mixed?size=5", "source": "sums"},
     ]
     assert read_problems(mixture(tmp_path, parts=parts)).sources == {"w": 1, "sums": 5}
+    (tmp_path / "v.csv").write_text("text,gold,right\nz,1,2\n")
+    parts = [{"pool": "w.csv"}, {"pool": "v.csv", "answer_field": "right"}]
+    pool = read_problems(mixture(tmp_path, parts=parts), FieldMap(prompt="text", answer="gold"))
+    assert [(p.prompt, p.answer) for p in pool] == [("q", "1"), ("z", "2")]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], "the file should be a valid dictionary"),
-        ({}, "field 'parts' Field required"),
-        ({"parts": []}, "field 'parts' List should have at least 1 item"),
+        ([], r"mix\.yaml: is no mapping; list a mixture's pools under parts: \[{pool: FILE}"),
+        ({}, r"mix\.yaml: has nothing; list"),
+        ({"parts": []}, r"mix\.yaml: has parts; list"),
+        ({"sources": [{"pool": "a.jsonl"}]}, r"mix\.yaml: has sources; list"),
+        ({"parts": [{"pool": "a.jsonl"}], "limits": {"b": 2}}, r"limits: no problem has source 'b'.*known: a"),
         ({"parts": [{"pool": "a.jsonl"}], "sise": 3}, "unknown field 'sise'; did you mean 'size'"),
         ({"parts": [{"pol": "a.jsonl"}]}, "unknown field 'parts.1.pol'; did you mean 'pool'|field 'parts.1.pool'"),
-        ({"parts": [{"pool": "a.jsonl", "weight": -1}]}, "field 'parts.1.weight' should be greater than 0"),
-        ({"parts": [{"pool": "a.jsonl", "weight": float("inf")}]}, "field 'parts.1.weight' should be a finite number"),
-        ({"parts": [{"pool": "a.jsonl", "limit": "many"}]}, "field 'parts.1.limit' should be a valid integer"),
+        ({"parts": [{"pool": "a.jsonl", "weight": -1}]}, "field 'parts.1.weight': should be greater than 0"),
+        ({"parts": [{"pool": "a.jsonl", "weight": float("inf")}]}, "field 'parts.1.weight': should be a finite number"),
+        ({"parts": [{"pool": "a.jsonl", "limit": "many"}]}, "field 'parts.1.limit': should be a valid integer"),
         ({"parts": [{"pool": "a.jsonl", "weight": 1}, {"pool": "a.jsonl"}]}, "part 2 has no weight, others have"),
         ({"parts": [{"pool": "a.jsonl"}], "size": 3}, "size needs weights"),
         ({"parts": [{"pool": "b.yaml"}]}, "part 1: b.yaml is a mixture itself"),
@@ -168,6 +175,8 @@ def test_plain_prompts_with_examples() -> None:
     )
     assert asked(PROBLEM).prompt == "Be brief.\n\nQ: 1+1?\nA: 2\n\nQ: 2+2?\nA:"
     assert asked(PROBLEM).key == "k"
+    code = Problem("c", "Say {response}", "4")
+    assert Asking(shots=((code, "yes"),), shot="{prompt}: {response}. ")(PROBLEM).prompt == "Say {response}: yes. 2+2?"
 
 
 def test_chats_with_examples() -> None:

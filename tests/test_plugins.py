@@ -117,6 +117,21 @@ def test_a_rank_of_an_installed_package() -> None:
             compose(None, rank=text)
 
 
+def test_a_name_that_two_packages_give_is_the_firsts(installed: Any, tmp_path: Path) -> None:
+    info = tmp_path / "site" / "other_ranks-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-ranks\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[gradalign.gates]\nfirst = a:A\n[gradalign.picks]\ntwo = a:A\n")
+    other = tmp_path / "site" / "third_ranks-1.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: third-ranks\nVersion: 1.0\n")
+    (other / "entry_points.txt").write_text("[gradalign.gates]\nfirst = a:A\n[gradalign.picks]\ntwo = b:B\n")
+    importlib.invalidate_caches()
+    assert list(Registry[Any]("gradalign.gates", {})) == ["first"]
+    with pytest.warns(GradAlignWarning, match=r"gradalign.picks: 'two' is (a:A, and also b:B|b:B, and also a:A)"):
+        assert list(Registry[Any]("gradalign.picks", {})) == ["two"]
+
+
 @pytest.mark.usefixtures("installed")
 def test_a_strategy_of_an_installed_package(tmp_path: Path) -> None:
     made = rows()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,9 @@ def test_gsm8k_solutions_are_kept(tmp_path: Path) -> None:
 def test_parquet(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([{"prompt": "a", "answer": "1"}]), tmp_path / "p.parquet")
     assert read_problems(str(tmp_path / "p.parquet"))[0].answer == "1"
+    decimals = [{"prompt": "a", "answer": Decimal("3.00")}, {"prompt": "b", "answer": Decimal("0.25")}]
+    pq.write_table(pa.Table.from_pylist(decimals), tmp_path / "d.parquet")
+    assert [p.answer for p in read_problems(str(tmp_path / "d.parquet"))] == ["3", "0.25"]
 
 
 def test_duplicates_are_counted_with_conflicts(tmp_path: Path) -> None:
@@ -73,7 +77,8 @@ def test_duplicates_are_counted_with_conflicts(tmp_path: Path) -> None:
         ([], "holds no problem"),
         ([{"answer": "1"}], r"p\.jsonl:1: no field for the prompt .looked for prompt, question.*--prompt-field"),
         ([{"prompt": "q"}], r"p\.jsonl:1: no field for the answer"),
-        ([{"prompt": "q", "answer": None}], r"no field for the answer"),
+        ([{"prompt": "q", "answer": None}], r"p\.jsonl:1: field 'answer' is empty; fill it, or name another by"),
+        ([{"prompt": "q", "answer": float("inf")}], r"field 'answer' is float inf"),
         ([{"prompt": "", "answer": "1"}], r"field 'prompt' is empty"),
         ([{"prompt": 5, "answer": "1"}], r"field 'prompt' is int 5; write a text, or chat messages"),
         ([{"prompt": [{"role": "user"}], "answer": "1"}], r"field 'prompt' is list"),
@@ -91,8 +96,10 @@ def test_bad_pools(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> 
 
 
 def test_a_mapped_field_that_is_missing_offers_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(GradAlignError, match="field 'promt' is missing; did you mean 'prompt'"):
+    with pytest.raises(GradAlignError, match="field 'promt' is missing or empty; did you mean 'prompt'"):
         read_problems(pool(tmp_path, {"prompt": "q", "answer": "1"}), FieldMap(prompt="promt"))
+    with pytest.raises(GradAlignError, match=r"field 'a\.golt' is missing or empty; did you mean 'gold'"):
+        read_problems(pool(tmp_path, {"prompt": "q", "a": {"gold": "1"}}), FieldMap(answer="a.golt"))
 
 
 @pytest.mark.parametrize(

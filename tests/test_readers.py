@@ -41,6 +41,7 @@ def test_tsv_and_chat_messages(tmp_path: Path) -> None:
         (b"prompt,answer\na,1\nb\n", r"p\.csv:3: has 1 cells, and the header 2; quote cells"),
         (b"prompt,answer\na,1,2\n", r"p\.csv:2: has 3 cells"),
         (b"prompt,prompt\na,1\n", r"p\.csv:1: the header names 'prompt' twice"),
+        (b"prompt;answer\na;1\n", r"p\.csv:1: the header is one cell, 'prompt;answer'; write commas"),
         (b"prompt,\na,1\n", r"p\.csv:1: the header has a cell without a name"),
         (b'prompt,answer\n"a,1\n', r"p\.csv:2: not CSV .unexpected end of data"),
         (b'prompt,answer\n"a"b,1\n', r"p\.csv:2: not CSV"),
@@ -53,8 +54,9 @@ def test_tsv_and_chat_messages(tmp_path: Path) -> None:
         (b"prompt,answer\n" + b"a" * 5_000_000 + b",1\n", r"p\.csv:2: not CSV .field larger than"),
         (b'prompt,answer\n"' + b"a\n" * 3_000_000, r"p\.csv:\d+: not CSV .field larger than"),
         (b"prompt,answer\na\0b,1\nc,2\n", None),
+        (b'prompt,answer\n"' + b'[{""a"":' * 50_000 + b'",1\nc,2\n', None),
     ],
-    ids=range(15),
+    ids=range(17),
 )
 def test_bad_csv(tmp_path: Path, text: bytes, message: str | None) -> None:
     path = tmp_path / "p.csv"
@@ -153,6 +155,8 @@ def test_an_answer_may_not_be_missing_after_its_mark(tmp_path: Path) -> None:
         ("embeded:mixed", "unknown kind of pool 'embeded'; did you mean 'embedded'"),
         ("file:nope.csv", "nope.csv: no such file"),
         ("embedded:mixed?size=3&sise=2", "unknown setting 'sise'; did you mean 'size'"),
+        ("embedded:mixed?size=3&size=2", "names setting 'size' twice"),
+        ("hf:", "names no data set; write hf:OWNER/NAME"),
     ],
 )
 def test_bad_specs(spec: str, message: str) -> None:

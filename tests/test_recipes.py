@@ -190,6 +190,7 @@ def test_problems_with_a_picture_are_left_out_and_counted(tmp_path: Path) -> Non
         ("countdown", {"nums": [1, "2"]}, "not a list of whole numbers"),
         ("countdown", {"target": 1.5}, "not a whole number"),
         ("dapo-math", {"prompt": "p"}, "not a list of one message"),
+        ("dapo-math", {"prompt": ["p"]}, "not a list of one message"),
         ("dapo-math", {"reward_model": {}}, "without a ground_truth"),
         ("amc22", {"url": None}, "no field 'url'"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -82,6 +83,14 @@ def test_gold_answers(gold: str, columns: dict[str, Any]) -> None:
 def test_gold_answers_that_are_none(gold: str, columns: dict[str, Any], message: str) -> None:
     with pytest.raises(GradAlignError, match=f"reward 'choice' on problem 'k': .*{message}"):
         pay("A", gold, **columns)
+
+
+@pytest.mark.parametrize("again", [" ", "\n", "*", "(", "$", "option ", "answer is ", "\\boxed{", "C) "])
+def test_a_response_that_never_ends_is_given_up_at_once(again: str) -> None:
+    for response in (f"the answer is {again * 20_000}", f"C) x {again * 20_000}", f"<answer>{again * 20_000}"):
+        start = time.process_time()
+        chosen(response, ["x", "y", "z"])
+        assert time.process_time() - start < 5  # backtracking takes hours; one pass milliseconds
 
 
 @given(st.text(), st.lists(st.text(min_size=1), min_size=2, max_size=10))

@@ -59,6 +59,9 @@ def test_a_reward_is_held_against_gold_answers_and_junk(gradalign: Run, pool: Pa
     assert ran.out.count("Half of 6?") == 1
     assert "error (" not in ran.out
     assert row_of(gradalign("reward", "--reward", "exact", "--problems", pool, "--limit", 1), "all")[1] == "5"
+    ran = gradalign("reward", "--reward", "reasoning-gym", "--problems", pool, "--examples", "2")
+    assert row_of(ran, "all")[4] == "15"
+    assert len(re.findall(r"│ gold answer +│", ran.out)) == 3  # what is wrong with one is said once
 
 
 def test_a_reward_is_held_against_responses(gradalign: Run, pool: Path, tmp_path: Path) -> None:

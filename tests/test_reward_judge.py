@@ -97,12 +97,13 @@ def test_verdicts_are_read_strictly() -> None:
     for reply, score in {
         "YES": 1, "no.": 0, "It is the same.\n**YES**": 1, "Verdict: NO": 0, "Final answer: **yes**.": 1,
         '{"score": 0.25}': 0.25, 'I think so.\n{"score": 1, "why": "same"}': 1, '```json\n{"score": 0.5}\n```': 0.5,
-        '{\n "score": 0\n}': 0,
+        '{\n "score": 0\n}': 0, 'Like ```x``` or\n``` {"score": 1} ``` \n': 1,
     }.items():  # fmt: skip
         assert verdict(reply) == score, reply
     for reply in (
         "", "YES or NO", "YES\nbut not quite", "maybe", '{"score": 2}', '{"score": "1"}', '{"score": true}', "no idea",
         '{"score": NaN}', '{"grade": 1}', "[1]", "[" * 100_000, "YESNO", "5", '{"score": -0.1}',
+        "```" + " " * 100_000, "```json" * 20_000, '```{"score": 1}``` or ```', '{"score": 1}```',
     ):  # fmt: skip
         with pytest.raises(_PassingError, match="neither YES nor NO nor a score"):
             verdict(reply)
@@ -178,6 +179,10 @@ def test_a_judge_that_is_down_slow_or_another_program(server: Server, monkeypatc
         pay(Judge(server.url, "m", retries=1, timeout=0.2), "4")
     assert time.monotonic() - start < 1.0
     server.delay = 0.0
+    server.behave = lambda number, asked: (200, {"content-encoding": "gzip"}, "YES")
+    with pytest.raises(GradAlignError, match=r"cannot be reached .*decompressing.*, tried 2 times"):
+        pay(Judge(server.url, "m", retries=1), "4")
+    server.behave = lambda number, asked: (200, {}, "YES")
     monkeypatch.setattr("json.dumps", lambda *_, **__: "<html>")
     with pytest.raises(GradAlignError, match=r"gave no chat completion .<html>., tried 1 times"):
         pay(Judge(server.url, "m", retries=0), "4")
@@ -195,6 +200,21 @@ def test_failed_judgements_mark_the_problem_where_asked(server: Server) -> None:
         paid = both(PROBLEM, ["4", "5"], [[], []])
     assert paid[0] == 2.0
     assert math.isnan(paid[1])
+
+
+def test_a_response_that_is_too_long_for_the_judge_fails_its_problem_alone(server: Server) -> None:
+    server.behave = lambda number, asked: (200, {}, "YES") if asked.endswith("R 4") else (400, {}, "too long")
+    judge = Judge(server.url, "m", TEMPLATE, retries=3, on_failure="failed")
+    with pytest.warns(GradAlignWarning, match=r"1 of 2 responses could not be judged .*answered 400 .too long"):
+        paid = pay(judge, "4", "5")
+    assert paid[0] == 1.0
+    assert math.isnan(paid[1])
+    assert len(server.bodies) == 2
+    with pytest.raises(GradAlignError, match=r"answered 400 \(too long\); check url, model"):
+        pay(Judge(server.url, "m", TEMPLATE), "5")
+    server.behave = lambda number, asked: (401, {}, "who are you")
+    with pytest.raises(GradAlignError, match="answered 401"):
+        pay(judge, "4")
 
 
 def test_judgements_are_cached_for_several_processes_and_after_failures(server: Server, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from gradalign.rewards.base import Reward
 from gradalign.rewards.coin import Coin
 from gradalign.rewards.countdown import countdown
 from gradalign.rewards.find import find_reward
+from gradalign.rewards.limit import time_limit
 from gradalign.rewards.text import exact, last_number, number
 
 PROBLEM = Problem("k", "q", "18", "s", {"level": 2})
@@ -110,6 +112,8 @@ def _hangs(**_: Any) -> list[float]:
         (lambda **_: [1.0, float("nan")], r"returned nan"),
         (lambda **_: 1.0, r"returned float; return a list"),
         (lambda **_: ["1", "0"], r"returned '1'"),
+        (lambda **_: [np.array([1, 2]), 0], r"returned array\(\[1, 2\]\); return finite numbers"),
+        (lambda **_: [torch.ones(2), 0], r"returned tensor\(\[1., 1.\]\); return finite numbers"),
         (lambda **_: np.float64(1), r"returned float64; return a list"),
         (lambda **_: [10**400, 1], r"return finite numbers"),
         (lambda completions: [1.0, 0.0], r"unexpected keyword argument.*; take \*\*columns"),
@@ -139,6 +143,22 @@ def test_the_time_limit_also_holds_outside_the_main_thread() -> None:
         pool.submit(pay, spins, timeout=0.2).result()
     with ThreadPoolExecutor() as pool:
         assert pool.submit(pay, exact).result() == [0.0, 0.0]
+
+
+def test_a_time_limit_that_runs_out_at_the_very_end_strikes_nobody_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Late(threading.Timer):
+        def cancel(self) -> None:
+            super().cancel()
+            self.function(*self.args, **self.kwargs)
+
+    def work() -> int:
+        with time_limit(60):
+            pass
+        return sum(range(1000))
+
+    monkeypatch.setattr(threading, "Timer", Late)
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(work).result() == 499_500
 
 
 def test_finding_rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

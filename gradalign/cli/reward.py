@@ -19,6 +19,8 @@ from gradalign.rewards.several import AnyReward
 from gradalign.rows import Row, read_rows
 
 RESPONSE_FIELDS = ("response", "completion")
+FAR = 64
+"""How many problems on another answer is looked for."""
 
 
 class CheckOptions(PayOptions, FieldOptions):
@@ -28,13 +30,13 @@ class CheckOptions(PayOptions, FieldOptions):
     nothing, the prompt repeated, another problem's answer."""
 
     problems: str
-    """The problems: a .jsonl or .parquet file, or embedded:NAME?size=256&seed=0."""
+    """The problems: a pool in any form that `gradalign pool` reads."""
     check: Path | None = None
     """Responses to them, .parquet or .jsonl: key, and response or completion; a rollout table is one."""
     limit: Count | None = None
     """Look at the first so many problems, or rows of --check (default: all)."""
     examples: Count = 3
-    """Responses to show of each outcome and kind."""
+    """Responses to show of each outcome and kind; of errors, different ones."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ def run(arguments: Sequence[str]) -> None:
     for outcome in ("accepted", "rejected", "error"):
         found = [one for kind in kinds for one in tried if one.probe.kind == kind and one.outcome == outcome]
         shown = [one for kind in kinds for one in [f for f in found if f.probe.kind == kind][: options.examples]]
+        if outcome == "error":  # what is wrong with a problem is said of each of its responses: once is enough
+            shown = list({one.said: one for one in reversed(found)}.values())[::-1][: options.examples]
         if shown:
             names = ["response", "problem", "its answer", "text", "said" if outcome == "error" else "reward"]
             cells: list[list[Cell]] = [
@@ -97,13 +101,13 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def own_probes(problems: Sequence[Problem], pool: Sequence[Problem]) -> Iterator[Probe]:
-    """Gold answers, and junk; another problem's answer is the next one of ``pool`` that differs."""
+    """Gold answers, and junk; another problem's answer is the next one of ``pool`` that differs, if it is not far."""
     for index, problem in enumerate(problems):
         yield Probe("gold answer", problem, problem.answer)
         yield Probe("gold answer, boxed", problem, f"The answer is \\boxed{{{problem.answer}}}.")
         yield Probe("nothing", problem, "")
         yield Probe("the prompt", problem, prompt_text(problem.prompt))
-        others = (pool[(index + step) % len(pool)].answer for step in range(1, len(pool)))
+        others = (pool[(index + step) % len(pool)].answer for step in range(1, min(FAR, len(pool))))
         other = next((answer for answer in others if answer.strip() != problem.answer.strip()), None)
         if other is not None:
             yield Probe("another answer", problem, other)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from decimal import Decimal
 from typing import Any
 
 from gradalign.errors import GradAlignError, nearest
@@ -81,7 +83,7 @@ def _restored(written: str | dict[str, Any], where: str) -> dict[str, Any]:
     """Metadata as our own writer put it into a row of verl's form: JSON text, or as it is."""
     try:
         value = json.loads(written) if isinstance(written, str) else written
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise GradAlignError(f"{where}: field 'extra_info.metadata' is no JSON object; write one, or rename the field")
@@ -102,18 +104,23 @@ def _get(row: Row, name: str) -> Any:
 
 def _optional(row: Row, named: str | None, common: Sequence[str], what: str, where: str) -> str | None:
     if named is not None:
-        return _field(row, named, (), what, where)
+        return named if named in row else _field(row, named, (), what, where)
     return next((name for name in common if _get(row, name) is not None), None)
 
 
 def _field(row: Row, named: str | None, common: Sequence[str], what: str, where: str) -> str:
-    if named is not None:
-        if named not in row and _get(row, named) is None:
-            raise GradAlignError(f"{where}: field {named!r} is missing{nearest(named, row)}; map it by --{what}-field")
-        return named
-    for name in common:
+    names = common if named is None else (named,)
+    for name in names:
         if _get(row, name) is not None:
             return name
+    empty = next((name for name in names if name in row), None)
+    if empty is not None:
+        raise GradAlignError(f"{where}: field {empty!r} is empty; fill it, or name another by --{what}-field")
+    if named is not None:
+        outer, _, inner = named.rpartition(".")
+        within = _get(row, outer) if outer else row
+        hint = nearest(inner, within) if isinstance(within, dict) else nearest(named, row)
+        raise GradAlignError(f"{where}: field {named!r} is missing or empty{hint}; map it by --{what}-field")
     raise GradAlignError(
         f"{where}: no field for the {what} (looked for {', '.join(common)}; the row has {', '.join(row) or 'none'}); "
         f"name it by --{what}-field"
@@ -137,9 +144,9 @@ def _prompt(value: Any, where: str) -> Prompt:
 def _text(value: Any, where: str, what: str) -> str:
     if isinstance(value, str) and value.strip():
         return _not_too_long(value, where)
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
         return str(int(value))
-    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     inside = f", or name the field inside it by --{what}-field" if isinstance(value, dict) else ""
     raise GradAlignError(f"{where} is {_short(value)}; write a text or a number{inside}")

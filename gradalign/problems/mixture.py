@@ -13,8 +13,9 @@
         prompt_field: text
         answer_field: gold
 
-A prompt that two parts have is the first one's. Which of a part's problems are taken is decided by a hash of seed and
-key, so that a part gives the same problems whatever is beside it, and more of the same when it may give more.
+Fields that a part does not name are those of the options (``--prompt-field``). A prompt that two parts have is the
+first one's. Which of a part's problems are taken is decided by a hash of seed and key, so that a part gives the same
+problems whatever is beside it, and more of the same when it may give more.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Mixture(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    parts: Annotated[list[Part], Field(min_length=1)]
+    parts: list[Part]
     seed: int = 0
     size: Limit | None = None
     limits: dict[str, Limit] = {}
@@ -73,16 +74,18 @@ def is_mixture(spec: str) -> bool:
     return Path(spec).suffix in (".yaml", ".yml")
 
 
-def read_mixture(spec: str, skip: bool = False, near: NearIndex | None = None) -> Pool:
+def read_mixture(spec: str, fields: FieldMap, skip: bool = False, near: NearIndex | None = None) -> Pool:
     """Read the pools that a mixture names, and take of each what it says.
 
     Args:
         spec: the file.
+        fields: which fields to read where a part names none.
         skip: see `gradalign.problems.read.read_problems`.
         near: empty, where near-duplicates are to be left out, within and across the parts.
 
     Raises:
-        GradAlignError: the file is not such a one; a part cannot be read, or has too few problems for its share.
+        GradAlignError: the file is not such a one; a part cannot be read, or has too few problems for its share; a
+            source with a limit that no problem has.
     """
     path = Path(spec).expanduser()
     mixture = _parsed(path)
@@ -95,10 +98,13 @@ def read_mixture(spec: str, skip: bool = False, near: NearIndex | None = None) -
     for number, part in enumerate(mixture.parts, 1):
         if is_mixture(part.pool):
             raise GradAlignError(f"{path}: part {number}: {part.pool} is a mixture itself; list its parts here")
-        fields = FieldMap(part.prompt_field, part.answer_field, part.key_field, part.source_field)
+        own = FieldMap(part.prompt_field, part.answer_field, part.key_field, part.source_field)
         start = len(pool)
-        fill(pool, part.spec(path.parent), Filter(fields, skip, part.source), near)
+        fill(pool, part.spec(path.parent), Filter(own.over(fields), skip, part.source), near)
         places.append(range(start, len(pool)))
+    for source in mixture.limits:
+        if source not in pool.sources:
+            raise GradAlignError(f"{path}: limits: no problem has source {source!r}{nearest(source, pool.sources)}")
     return _taken(mixture, pool, places, path)
 
 
@@ -145,6 +151,9 @@ def _parsed(path: Path) -> Mixture:
         raise GradAlignError(f"{path}: cannot be read ({error})") from error
     except yaml.YAMLError as error:
         raise GradAlignError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(written, dict) or not written.get("parts"):
+        what = f"has {', '.join(map(str, written)) or 'nothing'}" if isinstance(written, dict) else "is no mapping"
+        raise GradAlignError(f"{path}: {what}; list a mixture's pools under parts: [{{pool: FILE}}, ...]")
     try:
         return Mixture.model_validate(written)
     except ValidationError as error:
@@ -154,4 +163,4 @@ def _parsed(path: Path) -> Mixture:
             known = Part.model_fields if len(first["loc"]) > 1 else Mixture.model_fields
             raise GradAlignError(f"{path}: unknown field {place!r}{nearest(str(first['loc'][-1]), known)}") from error
         said = first["msg"].removeprefix("Input ")
-        raise GradAlignError(f"{path}: {f'field {place!r}' if place else 'the file'} {said}") from error
+        raise GradAlignError(f"{path}: field {place!r}: {said[0].lower()}{said[1:]}") from error

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gradalign.errors import GradAlignError
@@ -34,10 +35,7 @@ class Asking:
     def __call__(self, problem: Problem) -> Problem:
         """The problem as the policy is asked it."""
         if isinstance(problem.prompt, str) and not self.chat:
-            examples = "".join(
-                self.shot.replace("{prompt}", self._text(p)).replace("{response}", response)
-                for p, response in self.shots
-            )
+            examples = "".join(_filled(self.shot, {"{prompt}": self._text(p), "{response}": r}) for p, r in self.shots)
             system = "" if self.system is None else f"{self.system}\n\n"
             return dataclasses.replace(problem, prompt=f"{system}{examples}{self._text(problem)}")
         messages = self._messages(problem)
@@ -59,6 +57,11 @@ class Asking:
 
     def _text(self, problem: Problem) -> str:
         return self.template.replace("{prompt}", prompt_text(problem.prompt))
+
+
+def _filled(text: str, places: Mapping[str, str]) -> str:
+    """The text with its places filled in at once, so that what fills one is no place itself."""
+    return re.sub("|".join(map(re.escape, places)), lambda place: places[place[0]], text)
 
 
 def worked(examples: Sequence[Problem], field: str | None) -> tuple[tuple[Problem, str], ...]:

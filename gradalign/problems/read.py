@@ -19,7 +19,7 @@ def read_problems(spec: str, fields: FieldMap | None = None, skip: bool = False,
 
     Args:
         spec: a path, ``scheme:NAME?setting=value`` (see `gradalign.problems.readers`), or a mixture's .yaml file.
-        fields: which fields to read where names are not common ones.
+        fields: which fields to read where names are not common ones; in a mixture, where a part names none.
         skip: leave out rows that cannot be used, count them, and name the first in a warning, instead of stopping.
         near: leave out problems at least this similar to an earlier one, in (0, 1]; see `gradalign.problems.near`.
 
@@ -27,10 +27,11 @@ def read_problems(spec: str, fields: FieldMap | None = None, skip: bool = False,
         GradAlignError: missing or unreadable file, missing or mis-typed field, one key with two prompts, no problem.
     """
     index = None if near is None else NearIndex(near)
+    fields = fields or FieldMap()
     if is_mixture(spec):
-        return read_mixture(spec, skip, index)
+        return read_mixture(spec, fields, skip, index)
     pool = Pool()
-    fill(pool, spec, Filter(fields or FieldMap(), skip), index)
+    fill(pool, spec, Filter(fields, skip), index)
     return pool
 
 

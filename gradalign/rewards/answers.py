@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def boxed(text: str) -> list[str]:
@@ -25,7 +24,8 @@ def boxed(text: str) -> list[str]:
 
 def tagged(text: str) -> list[str]:
     """The contents of all ``<answer>...</answer>``."""
-    return [found.strip() for found in _TAGS.findall(text)]
+    ended = text.split("</answer>")[:-1]
+    return [piece.partition("<answer>")[2].strip() for piece in ended if "<answer>" in piece]
 
 
 def _closing(text: str, start: int) -> int | None:

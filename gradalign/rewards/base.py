@@ -133,10 +133,10 @@ def said(error: BaseException) -> str:
 
 
 def _finite(value: Any, where: str) -> float:
-    plain = value.item() if hasattr(value, "item") else value
     try:
+        plain = value.item() if hasattr(value, "item") else value
         if isinstance(plain, int | float) and math.isfinite(plain):
             return float(plain)
-    except OverflowError:
+    except (OverflowError, ValueError, RuntimeError):  # too large; an array or a tensor of several
         pass
     raise GradAlignError(f"{where}: returned {value!r:.40}; return finite numbers")

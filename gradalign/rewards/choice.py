@@ -27,13 +27,14 @@ from gradalign.errors import GradAlignError
 from gradalign.rewards.answers import boxed, tagged
 
 LETTERS = "ABCDEFGHIJ"
+# Possessive quantifiers (``*+``): a response that goes on with blanks for ever is given up in one pass over it.
 _WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathsf|rm|bf)\s*\{([^{}]*)\}")
 _ALONE = re.compile(r"[\s*_`$#>(\[{]*([A-Ja-j])[\s*_`$)\]}.:,]*")
-_LABELLED = re.compile(r"[\s*_`(\[]*([A-Ja-j])(?:[*_`\])]*[.:)\]]|\)|\])[*_`]*\s+(\S.*)", re.DOTALL)
+_LABELLED = re.compile(r"(?<![\s*_`(\[])[\s*_`(\[]*+([A-Ja-j])(?:[*_`\])]*[.:)\]]|\)|\])[*_`]*\s+(\S.*)", re.DOTALL)
 _SAID = re.compile(
-    r"(?:\banswer|\bchoice|\boption)\**\s*(?:is|:|=|\bwould be|\bshould be|\bmust be)[\s:*_`$\"']*"
-    r"(?:(?i:option|choice|letter)\s+|\\(?:text|textbf|mathrm|mathbf)\s*\{|\\boxed\s*\{)*[\s*_`$\"']*"
-    r"(?P<open>[(\[]?)\s*(?P<letter>(?-i:[A-J])|(?<=[(\[])[a-j])\b(?=(?P<after>.{0,24}))",
+    r"(?:\banswer|\bchoice|\boption)\**+\s*+(?:is|:|=|\bwould be|\bshould be|\bmust be)[\s:*_`$\"']*+"
+    r"(?:(?i:option|choice|letter)\s++|\\(?:text|textbf|mathrm|mathbf)\s*+\{|\\boxed\s*+\{)*+[\s*_`$\"']*+"
+    r"(?P<open>[(\[]?+)\s*+(?P<letter>(?-i:[A-J])|(?<=[(\[])[a-j])\b(?=(?P<after>.{0,24}))",
     re.IGNORECASE | re.DOTALL,
 )
 _OTHERS = re.compile(r"[)\]*_`.\s]*(?:,|/|&|\||\bor\b|\band\b|\bto\b|-)\s*[(\[*_`]*(?:(?:or|and)\s+)?[(\[*_`]*[A-J]\b")

@@ -11,8 +11,9 @@ it from a file), in which {question}, {answer} and {response} are filled in. Its
 Requests run side by side, at most ``concurrency``. One that finds no server, an overloaded or failing one (408, 409,
 425, 429, 5xx), no answer within ``timeout``, or nonsense, is repeated up to ``retries`` times, after 0.5, 1, 2, ... s,
 up to a minute, times a random factor in [0.5, 1.5], or after what the server's Retry-After asks for, up to ten minutes.
-Another refusal (a wrong key, model or address) is not repeated. A judgement that fails in the end stops the run, or
-with ``on_failure=failed`` marks the problem, whose status is then ``failed``; it is never a reward of 0.
+Another refusal is not repeated: 400, 413 and 422 are of one request, which may be too long; any other (a wrong key,
+model or address) stops the run. A judgement that fails in the end stops the run, too, or with ``on_failure=failed``
+marks the problem, whose status is then ``failed``; it is never a reward of 0.
 
 The same question, answer and response to the same judge are asked once a call, and once for ever with ``cache``.
 """

@@ -19,7 +19,8 @@ FIRST_WAIT, LONGEST_WAIT, LONGEST_ASKED = 0.5, 60.0, 600.0
 """Seconds before the first repetition, before any, and before one whose time the server names."""
 PASSING = (408, 409, 425, 429)
 """Statuses that a later request may not meet, as well as all from 500 on."""
-_FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
+OWN = (400, 413, 422)
+"""Statuses that say something of the one request: it is too long for the judge, or what it asks about is barred."""
 _SAID = re.compile(r"(?:(?:final\s+)?(?:verdict|answer|judge?ment)\W{1,6})?(yes|no)", re.IGNORECASE)
 
 Done = Callable[[str, float, str], None]
@@ -30,7 +31,11 @@ class FailedJudgementError(Exception):
 
 
 class RefusedError(Exception):
-    """The judge does not take the request, and never will."""
+    """The judge does not take the request, and never will; with ``own`` it may still take others."""
+
+    def __init__(self, message: str, own: bool = False) -> None:
+        super().__init__(message)
+        self.own = own
 
 
 class _PassingError(Exception):
@@ -62,7 +67,7 @@ async def ask(
 
     Raises:
         FailedJudgementError: one failed, with ``stop``.
-        RefusedError: the judge does not take a request.
+        RefusedError: the judge does not take a request, and without ``stop`` would not take others either.
     """
     import httpx
 
@@ -76,6 +81,11 @@ async def ask(
                 async with slots:
                     reply = await _reply(client, address, body, timeout)
                 done(name, verdict(reply), reply)
+                return
+            except RefusedError as error:
+                if stop or not error.own:
+                    raise
+                failed[name] = str(error)
                 return
             except _PassingError as error:
                 if tried < retries:
@@ -105,7 +115,7 @@ async def _reply(client: httpx.AsyncClient, address: str, body: dict[str, Any], 
             response = await client.post(address, json=body)
     except (httpx.TimeoutException, TimeoutError) as error:
         raise _PassingError(f"{address} gave no answer within {timeout:g} s") from error
-    except httpx.TransportError as error:
+    except httpx.RequestError as error:
         raise _PassingError(f"{address} cannot be reached ({error or type(error).__name__})") from error
     except (httpx.InvalidURL, UnicodeError) as error:
         raise RefusedError(f"{address} is no address ({error})") from error
@@ -113,7 +123,7 @@ async def _reply(client: httpx.AsyncClient, address: str, body: dict[str, Any], 
     if response.status_code in PASSING or response.status_code >= 500:
         raise _PassingError(f"{address} answered {response.status_code} ({said})", _wish(response))
     if response.status_code != 200:
-        raise RefusedError(f"{address} answered {response.status_code} ({said})")
+        raise RefusedError(f"{address} answered {response.status_code} ({said})", response.status_code in OWN)
     try:
         content = response.json()["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError) as error:
@@ -142,9 +152,9 @@ def verdict(reply: str) -> float:
         _PassingError: it gives none.
     """
     lines = [line.strip() for line in reply.strip().splitlines() if line.strip()]
-    fenced = _FENCE.findall(reply)
-    ends_fenced = bool(fenced) and reply.rstrip().endswith("```")
-    for text in [reply, *([fenced[-1]] if ends_fenced else []), *lines[-1:]]:
+    pieces = reply.split("```")
+    fenced = [pieces[-2].removeprefix("json")] if len(pieces) > 2 and not pieces[-1].strip() else []
+    for text in [reply, *fenced, *lines[-1:]]:
         with contextlib.suppress(ValueError, RecursionError):
             found = json.loads(text)
             score = found.get("score") if isinstance(found, dict) else None

@@ -35,9 +35,19 @@ def time_limit(seconds: float) -> Iterator[None]:
     else:
         thread = ctypes.c_ulong(threading.get_ident())
         interrupt = ctypes.pythonapi.PyThreadState_SetAsyncExc
-        timer = threading.Timer(seconds, interrupt, (thread, ctypes.py_object(OutOfTimeError)))
+        over, lock = threading.Event(), threading.Lock()
+
+        def fire() -> None:
+            with lock:
+                if not over.is_set():
+                    interrupt(thread, ctypes.py_object(OutOfTimeError))
+
+        timer = threading.Timer(seconds, fire)
         timer.start()
         try:
             yield
         finally:
+            with lock:
+                over.set()
+                interrupt(thread, None)  # one that is on its way would arrive after the block
             timer.cancel()

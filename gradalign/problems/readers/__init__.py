@@ -48,6 +48,8 @@ def open_reader(spec: str) -> Reader:
     takes_others = "settings" in known
     known.discard("settings")
     for setting, value in parse_qsl(query, keep_blank_values=True):
+        if setting in given or setting in others:
+            raise GradAlignError(f"{spec}: names setting {setting!r} twice; name it once")
         if setting not in known and not takes_others:
             hint = nearest(setting, sorted(known)) if known else "; it has none"
             raise GradAlignError(f"{spec}: unknown setting {setting!r}{hint}")

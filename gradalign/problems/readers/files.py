@@ -97,6 +97,8 @@ def _csv(path: Path, delimiter: str, refuse: Refuse) -> Iterator[tuple[int, Row]
 
 def _header(cells: list[str], path: Path) -> list[str]:
     names = [cell.strip() for cell in cells]
+    if len(names) == 1 and ";" in names[0]:
+        raise GradAlignError(f"{path}:1: the header is one cell, {names[0]!r}; write commas between cells, not ;")
     for name in names:
         if not name or names.count(name) > 1:
             what = f"names {name!r} twice" if name else "has a cell without a name"
@@ -108,6 +110,6 @@ def _cell(text: str) -> Any:
     if text.startswith("[{"):
         try:
             return json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return text
     return text

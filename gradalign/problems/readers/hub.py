@@ -17,6 +17,7 @@ sounds or bytes is left out where it does, and named in a warning.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -106,6 +107,8 @@ class Hub:
     def _data(self) -> Any:
         import datasets
 
+        if not self.name:
+            raise GradAlignError(f"{self.label} names no data set; write hf:OWNER/NAME, or hf:FOLDER")
         folder = Path(self.name).expanduser()
         splits = folder / "dataset_dict.json"
         if not folder.is_dir():
@@ -132,7 +135,10 @@ class Hub:
                 )
         if isinstance(rows, datasets.Dataset):
             rows = rows.to_iterable_dataset()
-        return rows.decode(False) if rows.features else rows
+        if not rows.features:
+            return rows
+        rows = rows.decode(False)
+        return rows.cast(datasets.Features({name: _read(own) for name, own in rows.features.items()}))
 
     def _saved(self, folder: Path) -> Any:
         """A data set by ``save_to_disk``; the library cannot read one without rows."""
@@ -204,6 +210,17 @@ class Hub:
             if isinstance(error, DatasetNotFoundError):
                 mend = "look at its name and revision, or log in where it asks for that"
             raise GradAlignError(f"{self.label}: cannot be read ({said}); {mend}") from error
+
+
+def _read(feature: Any) -> Any:
+    """The feature with JSON, which columns of several kinds of values are kept as, read; media stay as they are."""
+    import datasets
+
+    if isinstance(feature, dict):
+        return {name: _read(own) for name, own in feature.items()}
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        return dataclasses.replace(feature, feature=_read(feature.feature))
+    return datasets.Json() if isinstance(feature, datasets.Json) else feature
 
 
 @contextlib.contextmanager

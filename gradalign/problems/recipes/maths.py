@@ -38,11 +38,13 @@ def _dapo(row: Row) -> Row:
     those of templates and of other data sets. The hub has every problem about a hundred times; the first stands.
     """
     messages, model = take(row, "prompt"), take(row, "reward_model")
-    if not isinstance(messages, list) or len(messages) != 1 or not isinstance(messages[0].get("content"), str):
-        raise GradAlignError(f"field 'prompt' is {messages!r:.40}, not a list of one message")
+    match messages:
+        case [{"content": str(text)}]:
+            pass
+        case _:
+            raise GradAlignError(f"field 'prompt' is {messages!r:.40}, not a list of one message")
     if not isinstance(model, dict) or model.get("ground_truth") is None:
         raise GradAlignError(f"field 'reward_model' is {model!r:.40}, without a ground_truth")
-    text = messages[0]["content"]
     wrapped = _DAPO.fullmatch(text)
     answer = model.pop("ground_truth")
     return {"prompt": wrapped["problem"].strip() if wrapped else text, "answer": answer, "reward_model": model, **row}
@@ -81,7 +83,7 @@ def _theoremqa(row: Row) -> Row:
 
 def _plain(answer: Any) -> Any:
     """Leading zeros off (AIME's ``025``), so that texts can be compared."""
-    return str(int(answer)) if isinstance(answer, str) and answer.strip().isdecimal() else answer
+    return answer.strip().lstrip("0") or "0" if isinstance(answer, str) and answer.strip().isdecimal() else answer
 
 
 def _year(year: int) -> Callable[[Row], bool]:
