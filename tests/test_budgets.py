@@ -117,7 +117,7 @@ def test_ranks_without_errors_race_by_rank() -> None:
     rows = [row(f"k{i}", float(i), rate=i / 20) for i in range(20)]
     for name in RANKS:
         knows = isinstance(parse(name, RANKS, "rank"), Unsure)
-        unsure = ("norm", "learnability", "learnalign", "cropi", "accgreedy", "dynamic", "random")
+        unsure = ("norm", "learnability", "learnalign", "nearest", "cropi", "accgreedy", "dynamic", "random")
         assert knows == (name not in unsure), name
     found = openness(standing(rows, Size(top=5), STRATEGIES["accgreedy"]), 16)
     assert np.isfinite(found).all()
