@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import mean, median
 from typing import Any
 
@@ -158,8 +158,8 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _finite(values: Sequence[float]) -> str:
-    tell: Callable[[float], str] = lambda value: "-" if value == np.inf else f"{value:.2f}"  # noqa: E731
-    return f"{tell(median(values))} ({tell(min(values))} to {tell(max(values))})"
+    found = ["-" if value == np.inf else f"{value:.2f}" for value in (median(values), min(values), max(values))]
+    return f"{found[0]} ({found[1]} to {found[2]})"
 
 
 def _flat(values: dict[str, Any]) -> str:
