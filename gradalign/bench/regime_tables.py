@@ -26,7 +26,7 @@ NOTES = """\
   and rollouts there; `-` where it does not. Rollouts count everything sampled: to choose, for the validation set, to
   train.
 - `random` at equal rollouts: its accuracy (mean of the two evaluations up to there) once it has spent as many rollouts
-  as the default has at the end.
+  as the default has at the end, or taken three times the steps.
 - gap closed: (arm - random) / (oracle - random), of the final accuracies' medians.
 - p: paired permutation test over seeds that the one ends higher, one-sided, Holm-adjusted over all rows; n seeds cannot
   give less than 2 ** -n, times the number of rows."""
