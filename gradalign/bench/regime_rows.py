@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,12 @@ class Rows:
 
     def has(self, arm: str, seed: int) -> bool:
         """Whether a run is there."""
-        return any(row["arm"] == arm and row["seed"] == seed for row in self._read()["rows"])
+        return not self.missing([(arm, seed)])
+
+    def missing(self, runs: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+        """Those of the runs, (arm, seed), that are not there."""
+        there = {(row["arm"], row["seed"]) for row in self._read()["rows"]}
+        return [run for run in runs if run not in there]
 
     def keep(self, row: dict[str, Any]) -> None:
         """Add a run, and write both files."""

@@ -43,7 +43,7 @@ def finish_regimes(data: dict[str, Any]) -> str:
     return "\n\n".join([
         f"Regime {data['regime'].replace('_', ' ')}, bed `{data['bed']}`: {len(data['rows'])} runs, seeds "
         f"{', '.join(map(str, seeds))}. Start: {_spread([row['accuracy'][0] for row in data['rows']])}.",
-        _accuracies(runs, told),
+        _accuracies(runs, data["summary"], told),
         "## What reaching random's final accuracy costs", _costs(runs),
         f"## {' and '.join(f'`{arm}`' for arm in CONTENDERS)} against the baselines", _tested(data["tests"]),
         f"## The {told} share among the chosen, round by round", _by_round(runs),
@@ -89,9 +89,8 @@ def reached(row: dict[str, Any], level: float) -> int | None:
     return next((i for i, value in enumerate(row["accuracy"]) if i and value >= level), None)
 
 
-def _accuracies(runs: Runs, told: str) -> str:
+def _accuracies(runs: Runs, made: dict[str, dict[str, float]], told: str) -> str:
     columns = ["arm", "seeds", "final", "best", "area", f"{told} share", "rollouts", "gap closed", "collapsed"]
-    made = summary(runs)
     lines = []
     for arm in (arm for arm in ARMS if arm in runs):
         rows = list(runs[arm].values())

@@ -126,7 +126,7 @@ def measure_regimes(plan: RegimesPlan, rows: Rows, tell: Callable[[str], None]) 
                 rows.keep({**row, "seconds": round(spent[-1], 1)})
         except Timeout:
             continue  # another process is at it
-        left = sum(not rows.has(*one) for one in plan.runs)
+        left = len(rows.missing(plan.runs))
         tell(
             f"{plan.bed} {arm} seed {seed}: {row['accuracy'][0]:.3f} -> {row['final_accuracy']:.3f}, share "
             f"{mean(row['chosen_share']):.2f}; {left} runs left, about {left * mean(spent) / 60:.0f} min of one process"

@@ -13,7 +13,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 from gradalign.problems.reading import Reading
 from gradalign.problems.schema import Problem, identity, uniform_hash
@@ -155,19 +155,18 @@ class Pool(Sequence[Problem]):
         return view
 
     def _read(self, numbers: Sequence[int]) -> list[Problem]:
-        places = ",".join("?" * len(numbers))
-        found = self._database.execute(
-            f"SELECT problem FROM problems WHERE number IN ({places}) ORDER BY number", tuple(numbers)
-        ).fetchall()
-        problems = [pickle.loads(blob) for (blob,) in found]
+        problems = [pickle.loads(blob) for blob in self._select("problem", numbers)]
         return problems if self._asked is None else [self._asked(problem) for problem in problems]
 
     def _column(self, name: str) -> Iterator[str]:
         for start in range(0, len(self._numbers), BLOCK):
-            numbers = self._numbers[start : start + BLOCK]
-            places = ",".join("?" * len(numbers))
-            query = f"SELECT {name} FROM problems WHERE number IN ({places}) ORDER BY number"
-            yield from (value for (value,) in self._database.execute(query, tuple(numbers)).fetchall())
+            yield from self._select(name, self._numbers[start : start + BLOCK])
+
+    def _select(self, name: str, numbers: Sequence[int]) -> list[Any]:
+        """A column of the problems of these numbers, which ascend."""
+        places = ",".join("?" * len(numbers))
+        query = f"SELECT {name} FROM problems WHERE number IN ({places}) ORDER BY number"
+        return [value for (value,) in self._database.execute(query, tuple(numbers))]
 
 
 def _digest(problem: Problem) -> bytes:

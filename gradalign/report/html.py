@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gradalign.alignment.align import Progress, silent
 from gradalign.errors import missing_extra
+from gradalign.report.markdown import MARK
 from gradalign.report.page import asset, embedded, table, write_page
 from gradalign.report.problems import FIELDS, View, views
 from gradalign.report.runs import Run
@@ -20,8 +21,6 @@ try:
     from gradalign.report import charts
 except ImportError as error:
     raise missing_extra(str(error.name), "report") from error
-
-MARK = "<!-- gradalign report -->"
 
 
 def write_html(path: Path, runs: Sequence[Run], progress: Progress = silent) -> list[str]:

@@ -110,7 +110,7 @@ def run(arguments: Sequence[str]) -> None:
     out = Path(f"{o.bed}.json") if o.out is None else o.out
     rows = Rows(out, {"regime": regime, "bed": o.bed, "setting": identity(setting)}, origin, finish_regimes)
     plan = RegimesPlan(o.bed, o.arms, o.seeds, o.fewer, setting)
-    show(f"{len(plan.runs)} runs, {sum(not rows.has(*one) for one in plan.runs)} of them to do")
+    show(f"{len(plan.runs)} runs, {len(rows.missing(plan.runs))} of them to do")
     measure_regimes(plan, rows, show)
     rows.refresh()
     if out.with_suffix(".md").exists():
