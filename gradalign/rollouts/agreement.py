@@ -93,7 +93,7 @@ def _own(
     split, found = Split(policy), []
     for prompt, response in zip(prompts, responses, strict=True):
         group = Group("", prompt, [Rollout(np.array(response.ids, np.int64), 0.0)])
-        rows = rows_of(group, len(prompt) + len(response.ids), packed=False)
+        rows = list(rows_of(group, len(prompt) + len(response.ids), packed=False))
         values = token_logprobs(split, lay_out(rows, False, policy.device), temperature)
         found.append(values.double().cpu().numpy())
     return np.concatenate(found)
@@ -102,14 +102,18 @@ def _own(
 def _same_text(policy: Policy, name: str, responses: Sequence[Response]) -> None:
     """Refuse an engine whose tokenizer reads the same tokens differently: its ``stop`` texts would mean others.
 
-    Spaces are not compared, nor characters that a response cut off in the middle; decoders differ there.
+    Spaces are not compared, nor characters that a response cut off in the middle, nor the token that ended it; decoders
+    differ there.
     """
     for response in responses:
-        own, theirs = (
-            "".join(text.replace("\ufffd", "").split()) for text in (policy.decode(response.ids), response.text or "")
-        )
-        if response.text is not None and own != theirs:
+        ids, theirs = response.ids, response.text
+        own = [_bare(policy.decode(some)) for some in (ids, ids[:-1])]
+        if theirs is not None and _bare(theirs) not in own:
             raise GradAlignError(
-                f"{name}: has another tokenizer: it reads tokens {response.ids[:8]} as {response.text[:40]!r}, that "
-                f"of {policy.path} as {policy.decode(response.ids)[:40]!r}; serve the model with its own tokenizer"
+                f"{name}: has another tokenizer: it reads tokens {ids[:8]} as {theirs[:40]!r}, that of {policy.path} "
+                f"as {policy.decode(ids)[:40]!r}; serve the model with its own tokenizer"
             )
+
+
+def _bare(text: str) -> str:
+    return "".join(text.replace("\ufffd", "").split())
