@@ -56,7 +56,7 @@ def hold(
         name: of the engine, for messages.
         dtype: of the engine's weights, None where it is not known.
         prompts: (tokens,) each.
-        responses: one for each prompt, with log-probabilities and the engine's text.
+        responses: equally many for each prompt, with log-probabilities and the engine's text.
         temperature: of the sampling.
 
     Raises:
@@ -89,11 +89,12 @@ def hold(
 def _own(
     policy: Policy, prompts: Sequence[NDArray[np.int64]], responses: Sequence[Response], temperature: float
 ) -> NDArray[np.float64]:
-    """(tokens of all responses,) the policy's log-probabilities, one response a pass."""
-    split, found = Split(policy), []
-    for prompt, response in zip(prompts, responses, strict=True):
-        group = Group("", prompt, [Rollout(np.array(response.ids, np.int64), 0.0)])
-        rows = list(rows_of(group, len(prompt) + len(response.ids), packed=False))
+    """(tokens of all responses,) the policy's log-probabilities."""
+    split, found, count = Split(policy), [], len(responses) // len(prompts)
+    for number, prompt in enumerate(prompts):
+        own = responses[number * count : (number + 1) * count]
+        group = Group("", prompt, [Rollout(np.array(response.ids, np.int64), 0.0) for response in own])
+        rows = list(rows_of(group, 1, packed=False))
         values = token_logprobs(split, lay_out(rows, False, policy.device), temperature)
         found.append(values.double().cpu().numpy())
     return np.concatenate(found)

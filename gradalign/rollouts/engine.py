@@ -22,8 +22,8 @@ from gradalign.rollouts.agreement import Agreement, hold
 from gradalign.rollouts.sample import Response, Sampling, cut_at, end_tokens
 from gradalign.rollouts.sampler import PaidSampler, Tokens
 
-PROBES, PROBE_TOKENS = 4, 32
-"""Prompts and response tokens at most by which an engine's policy is compared with the loaded one."""
+PROBES, RESPONSES, PROBE_TOKENS = 4, 4, 32
+"""Prompts, responses to each and tokens of a response by which an engine's policy is compared with the loaded one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,21 +137,25 @@ def finish(policy: Policy, response: Response, stop: Sequence[str]) -> None:
         response.finish_reason = "stop"
 
 
-def verified(engine: Engine, policy: Policy, prompts: Sequence[Tokens], sampling: Sampling) -> EngineSampling:
+def verified(
+    engine: Engine, policy: Policy, keys: Sequence[str], prompts: Sequence[Tokens], sampling: Sampling
+) -> EngineSampling:
     """Hold an engine's policy against the loaded one: a few short responses, whose log-probabilities must be the same.
 
     Args:
         engine: to be checked, every copy of it.
         policy: the loaded one.
-        prompts: of some of the run's problems; the shortest are asked.
+        keys: of some of the run's problems, the first `PROBES` of which are asked.
+        prompts: (tokens,) of these.
         sampling: of the run.
 
     Raises:
         GradAlignError: another model, other weights, another tokenizer, log-probabilities of another quantity.
     """
-    probes = sorted(prompts, key=len)[:PROBES]
-    asked = replace(sampling, rollouts=1, first=0, max_new_tokens=min(sampling.max_new_tokens, PROBE_TOKENS), stop=())
-    requests = requests_of(policy, [f"probe {number}" for number in range(len(probes))], probes, asked)
+    tokens = min(sampling.max_new_tokens, PROBE_TOKENS)
+    asked = replace(sampling, rollouts=RESPONSES, first=0, max_new_tokens=tokens, stop=())
+    probes = [*prompts[:PROBES]]
+    requests = requests_of(policy, keys[:PROBES], probes, asked)
     found = [
         hold(policy, name, dtype, probes, responses, sampling.temperature)
         for name, dtype, responses in engine.each(requests)

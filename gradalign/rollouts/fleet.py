@@ -146,7 +146,7 @@ class Fleet:
             raise GradAlignError(f"{address} {error}") from error
         except RefusedError as error:
             mend = (
-                "shorten the prompt or --max-new-tokens, or mend the server"
+                "serve the policy's own model, or shorten the prompt or --max-new-tokens"
                 if error.own
                 else f"check the address, what it serves, and the key in the variable {KEY}"
             )

@@ -69,8 +69,8 @@ class ServerEngine:
                 lost.append(error)
         if not found:
             raise _none_left(lost[-1]) from lost[-1]
-        for error in lost:
-            warn(f"{error}: its requests go to the other servers")
+        for one in lost:
+            warn(f"{one}: its requests go to the other servers")
         return found
 
     def load(self, folder: Path) -> None:
