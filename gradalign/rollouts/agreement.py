@@ -17,9 +17,9 @@ from gradalign.policy.packing import lay_out, rows_of
 from gradalign.policy.trunk import Split
 from gradalign.rollouts.sample import Response
 
-FLOAT32, HALF = 0.001, 0.05
+FLOAT32, HALF = 0.001, 0.1
 """Mean absolute difference of a token's log-probabilities, in nats, that rounding explains: where both compute in
-float32, and where one of them may compute in bfloat16."""
+float32, and where one of them may compute in bfloat16. Seen with SmolLM2-135M: 0.00001, and 0.04 to 0.05."""
 
 
 @dataclass(frozen=True, slots=True)
