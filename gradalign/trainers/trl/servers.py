@@ -54,7 +54,10 @@ def follow(trainer: GradAlignTrainer, policy: Policy, samplers: Sequence[Trainer
         engine.load(folder)
         problems = trainer.pool[:PROBES]
         keys, prompts = [problem.key for problem in problems], samplers[0].prompts(problems)
-        return verified(engine, policy, keys, prompts, samplers[0].sampling).agreement
+        try:
+            return verified(engine, policy, keys, prompts, samplers[0].sampling).agreement
+        except GradAlignError as error:
+            raise GradAlignError(f"{error} (it says that it has loaded {folder})") from error
 
     agreement = processes.together(given)[0]
     assert agreement is not None
