@@ -9,8 +9,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from gradalign.cli.options import PolicyOptions, RewardOptions, SamplingOptions, distinct
+from gradalign.cli.options import RewardOptions, SamplingOptions, distinct
 from gradalign.cli.problem_options import ProblemOptions
+from gradalign.cli.sampler_options import SamplerOptions, sampler_of
 from gradalign.config import parse, resolved
 from gradalign.curriculum.folder import claim, same_run
 from gradalign.errors import GradAlignError
@@ -19,11 +20,10 @@ from gradalign.policy.group import Group
 from gradalign.problems.schema import fingerprint
 from gradalign.report.console import Cell, progress_bars, show, table
 from gradalign.rollouts.collect import collect
-from gradalign.rollouts.sampler import PolicySampler
 from gradalign.rollouts.table import writer_of
 
 
-class RolloutOptions(RewardOptions, SamplingOptions, ProblemOptions, PolicyOptions):
+class RolloutOptions(RewardOptions, SamplingOptions, ProblemOptions, SamplerOptions):
     """Sample responses to problems and reward them; an interrupted run goes on where it stopped."""
 
     problems: str
@@ -53,11 +53,12 @@ def run(arguments: Sequence[str]) -> None:
         raise GradAlignError(f"{options.out}: exists and is of another run; name another file, or delete it")
     check_writable(options.out)
     write_json(config, facts)
+    sampling = options.sampling(options.rollouts, options.temperature, options.seed)
+    engine = None if options.out.exists() else options.sampling_engine(policy, problems, sampling)
     start = time.perf_counter()
     with progress_bars() as progress:
         tick = progress("rollouts", len(problems) * options.rollouts)
-        sampling = options.sampling(options.rollouts, options.temperature, options.seed)
-        groups = collect(PolicySampler(policy, reward, sampling), problems, options.out, tick)
+        groups = collect(sampler_of(engine, policy, reward, sampling), problems, options.out, tick)
     show(table("rollouts", ["", "value"], _summary(groups, time.perf_counter() - start)))
     show(f"wrote {options.out} and {config}")
 

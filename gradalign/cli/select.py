@@ -12,8 +12,9 @@ from pydantic import model_validator
 from gradalign.alignment.combined import check_targets
 from gradalign.alignment.direction import warn_of_noise
 from gradalign.alignment.engines import check_difference
-from gradalign.cli.options import Count, PolicyOptions, RewardOptions, SamplingOptions, ScoringOptions, SelectionOptions
+from gradalign.cli.options import Count, RewardOptions, SamplingOptions, ScoringOptions, SelectionOptions
 from gradalign.cli.problem_options import ProblemOptions
+from gradalign.cli.sampler_options import SamplerOptions, sampler_of
 from gradalign.config import parse, resolved
 from gradalign.curriculum.chunks import Chunks
 from gradalign.curriculum.folder import open_run, round_folder
@@ -26,11 +27,11 @@ from gradalign.problems.schema import Problem, fingerprint, prompt_text
 from gradalign.problems.write import check_target
 from gradalign.report.console import alignment_tables, progress_bars, show, show_scoring, times
 from gradalign.rollouts.references import reference_groups
-from gradalign.rollouts.sampler import PolicySampler, prompts_of
+from gradalign.rollouts.sampler import prompts_of
 from gradalign.selection import Strategy, check_rollouts, find_budget
 
 
-class SelectOptions(RewardOptions, SelectionOptions, SamplingOptions, ScoringOptions, ProblemOptions, PolicyOptions):
+class SelectOptions(RewardOptions, SelectionOptions, SamplingOptions, ScoringOptions, ProblemOptions, SamplerOptions):
     """Choose the problems of a pool that this policy should train on now."""
 
     pool: str
@@ -94,10 +95,9 @@ def run(arguments: Sequence[str]) -> None:
         targets=options.weighed, reference_field=options.reference_field, reference_weight=options.reference_share,
     )  # fmt: skip
     counts = options.rollouts, options.validation_rollouts or options.rollouts
-    samplers = [
-        PolicySampler(policy, reward, options.sampling(count, options.temperature, options.seed))
-        for reward, count in zip(rewards, counts, strict=True)
-    ]
+    samplings = [options.sampling(count, options.temperature, options.seed) for count in counts]
+    engine = options.sampling_engine(policy, chunk, samplings[0]) if strategy.needs else None
+    samplers = [sampler_of(engine, policy, *one) for one in zip(rewards, samplings, strict=True)]
     folder = round_folder(options.out, 0)
     with progress_bars() as progress:
         result = run_round(policy, chunk, validation, (samplers[0], samplers[1]), plan, folder, progress)

@@ -238,6 +238,18 @@ def _where(model: str) -> tuple[str, dict[str, str]]:
     return model, {}
 
 
+def model_folder(model: str) -> str:
+    """The folder or hub id behind a model's name, for a program that loads it by itself.
+
+    Raises:
+        GradAlignError: it is a GGUF file, which is none.
+    """
+    folder, kwargs = _where(model)
+    if kwargs:
+        raise GradAlignError(f"model {model}: is a GGUF file; save it as a model folder first")
+    return folder
+
+
 def _with_adapter(model: Any, adapter: str) -> Any:
     try:
         from peft import PeftModel, get_peft_model_state_dict, load_peft_weights

@@ -57,11 +57,11 @@ class Sampler(Protocol):
 
 
 @dataclass
-class PolicySampler:
-    """Samples with the loaded policy, one problem's prompt once.
+class PaidSampler:
+    """What all samplers of a loaded policy share: prompts from its tokenizer, batches, rewards.
 
     Attributes:
-        policy: samples the responses.
+        policy: whose responses are sampled.
         reward: pays them.
         sampling: how many, how long, at which temperature.
     """
@@ -70,6 +70,10 @@ class PolicySampler:
     reward: AnyReward
     sampling: Sampling
     lockstep: ClassVar[bool] = False
+
+    def responses(self, problems: Sequence[Problem], prompts: Sequence[Tokens]) -> list[list[Response]]:
+        """Each problem's responses, decoded."""
+        raise NotImplementedError
 
     @property
     def rollouts(self) -> int:
@@ -100,7 +104,7 @@ class PolicySampler:
 
     def sample(self, problems: Sequence[Problem], prompts: Sequence[Tokens]) -> list[Group]:
         """The groups of one batch."""
-        sampled = sample_batch(self.policy, [problem.key for problem in problems], prompts, self.sampling)
+        sampled = self.responses(problems, prompts)
         return [self.paid(*one) for one in zip(problems, prompts, sampled, strict=True)]
 
     def part(self, first: int, rollouts: int) -> Self:
@@ -124,6 +128,14 @@ class PolicySampler:
             rollout.rewards = own
         failed: Status | None = "failed" if any(map(math.isnan, rewards)) else None  # a judgement that did not come
         return Group(problem.key, prompt, rollouts, problem.source, self.policy.fingerprint, failed)
+
+
+class PolicySampler(PaidSampler):
+    """Samples with the loaded policy itself, one problem's prompt once."""
+
+    def responses(self, problems: Sequence[Problem], prompts: Sequence[Tokens]) -> list[list[Response]]:
+        """See `PaidSampler`."""
+        return sample_batch(self.policy, [problem.key for problem in problems], prompts, self.sampling)
 
 
 def sampled(

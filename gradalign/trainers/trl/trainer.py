@@ -35,6 +35,7 @@ from gradalign.trainers.trl.dataset import Problems
 from gradalign.trainers.trl.model import policy_of, still
 from gradalign.trainers.trl.order import Places, Resumable
 from gradalign.trainers.trl.sampler import TrainerSampler, reward_identity
+from gradalign.trainers.trl.servers import follow
 from gradalign.trainers.trl.setup import (
     find_validation,
     make_curriculum,
@@ -154,6 +155,7 @@ class GradAlignTrainer(GRPOTrainer):
         start = time.perf_counter()
         with still(self) as policy:
             samplers = self._samplers(policy, number)
+            follow(self, policy, samplers)
             numbers = self.curriculum.begin(number, policy, samplers, self.progress)
         if self.curriculum.ended:
             if self.accelerator.is_main_process:
