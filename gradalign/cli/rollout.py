@@ -9,21 +9,22 @@ from typing import Annotated
 
 from pydantic import Field
 
-from gradalign.cli.options import PolicyOptions, RewardOptions, SamplingOptions, distinct
+from gradalign.cli.executor_options import AtWork, ExecutorOptions
+from gradalign.cli.options import RewardOptions, SamplingOptions, distinct
 from gradalign.cli.problem_options import ProblemOptions
 from gradalign.config import parse, resolved
 from gradalign.curriculum.folder import claim, same_run
 from gradalign.errors import GradAlignError
 from gradalign.files import check_writable, write_json
 from gradalign.policy.group import Group
-from gradalign.problems.schema import fingerprint
+from gradalign.problems.schema import Problem, fingerprint
 from gradalign.report.console import Cell, progress_bars, show, table
+from gradalign.rewards.several import AnyReward
 from gradalign.rollouts.collect import collect
-from gradalign.rollouts.sampler import PolicySampler
 from gradalign.rollouts.table import writer_of
 
 
-class RolloutOptions(RewardOptions, SamplingOptions, ProblemOptions, PolicyOptions):
+class RolloutOptions(RewardOptions, SamplingOptions, ProblemOptions, ExecutorOptions):
     """Sample responses to problems and reward them; an interrupted run goes on where it stopped."""
 
     problems: str
@@ -44,7 +45,12 @@ def run(arguments: Sequence[str]) -> None:
     distinct("out", options.out, options.problems)
     reward, _ = options.rewards()
     problems = options.asked(options.read_plain(options.problems), options.asking())
-    policy = options.policy()
+    with options.at_work() as work:
+        _run(options, work, reward, problems)
+
+
+def _run(options: RolloutOptions, work: AtWork, reward: AnyReward, problems: Sequence[Problem]) -> None:
+    policy = work.policy
     config = options.out.with_suffix(".config.json")
     known = {"policy": policy.fingerprint, "problems": fingerprint(problems), "rewards": reward.identity}
     facts = resolved("rollout", options, **known)
@@ -57,7 +63,7 @@ def run(arguments: Sequence[str]) -> None:
     with progress_bars() as progress:
         tick = progress("rollouts", len(problems) * options.rollouts)
         sampling = options.sampling(options.rollouts, options.temperature, options.seed)
-        groups = collect(PolicySampler(policy, reward, sampling), problems, options.out, tick)
+        groups = collect(work.sampler(reward, sampling), problems, options.out, tick)
     show(table("rollouts", ["", "value"], _summary(groups, time.perf_counter() - start)))
     show(f"wrote {options.out} and {config}")
 

@@ -12,7 +12,8 @@ from pydantic import model_validator
 from gradalign.alignment.combined import check_targets
 from gradalign.alignment.direction import warn_of_noise
 from gradalign.alignment.engines import check_difference
-from gradalign.cli.options import Count, PolicyOptions, RewardOptions, SamplingOptions, ScoringOptions, SelectionOptions
+from gradalign.cli.executor_options import AtWork, ExecutorOptions
+from gradalign.cli.options import Count, RewardOptions, SamplingOptions, ScoringOptions, SelectionOptions
 from gradalign.cli.problem_options import ProblemOptions
 from gradalign.config import parse, resolved
 from gradalign.curriculum.chunks import Chunks
@@ -25,12 +26,13 @@ from gradalign.problems.read import overlap
 from gradalign.problems.schema import Problem, fingerprint, prompt_text
 from gradalign.problems.write import check_target
 from gradalign.report.console import alignment_tables, progress_bars, show, show_scoring, times
+from gradalign.rewards.several import AnyReward
 from gradalign.rollouts.references import reference_groups
-from gradalign.rollouts.sampler import PolicySampler, prompts_of
-from gradalign.selection import Strategy, check_rollouts, find_budget
+from gradalign.rollouts.sampler import prompts_of
+from gradalign.selection import Budget, Strategy, check_rollouts, find_budget
 
 
-class SelectOptions(RewardOptions, SelectionOptions, SamplingOptions, ScoringOptions, ProblemOptions, PolicyOptions):
+class SelectOptions(RewardOptions, SelectionOptions, SamplingOptions, ScoringOptions, ProblemOptions, ExecutorOptions):
     """Choose the problems of a pool that this policy should train on now."""
 
     pool: str
@@ -76,7 +78,15 @@ def run(arguments: Sequence[str]) -> None:
     plain, trusted = _problems(options)
     asking = options.asking()
     pool, validation = options.asked(plain, asking), options.asked(trusted, asking)
-    policy = options.policy(options.parameters)
+    with options.at_work(options.parameters) as work:
+        _run(options, work, strategy, budget, rewards, plain, pool, validation)
+
+
+def _run(
+    options: SelectOptions, work: AtWork, strategy: Strategy, budget: Budget, rewards: tuple[AnyReward, AnyReward],
+    plain: Pool, pool: Pool, validation: Pool,
+) -> None:  # fmt: skip
+    policy = work.policy
     places = Chunks(pool.keys, options.chunk, options.seed)[0]
     chunk, texts = [pool[i] for i in places], {plain[i].key: prompt_text(plain[i].prompt) for i in places}
     check(policy, options, strategy, chunk, validation)
@@ -95,12 +105,14 @@ def run(arguments: Sequence[str]) -> None:
     )  # fmt: skip
     counts = options.rollouts, options.validation_rollouts or options.rollouts
     samplers = [
-        PolicySampler(policy, reward, options.sampling(count, options.temperature, options.seed))
+        work.sampler(reward, options.sampling(count, options.temperature, options.seed))
         for reward, count in zip(rewards, counts, strict=True)
     ]
     folder = round_folder(options.out, 0)
     with progress_bars() as progress:
-        result = run_round(policy, chunk, validation, (samplers[0], samplers[1]), plan, folder, progress)
+        result = run_round(
+            policy, chunk, validation, (samplers[0], samplers[1]), plan, folder, progress, make=work.scorer
+        )
 
     if result.scored is not None:
         warn_of_noise(result.scored.direction)

@@ -9,6 +9,8 @@ from gradalign.errors import GradAlignError
 from gradalign.files import read_json, write_json, writing
 
 CONFIG = "config.json"
+WORKERS = ("executor", "workers", "ray_address", "worker_cpus", "worker_gpus")
+"""Options on which no result depends."""
 
 
 def open_run(folder: Path, config: dict[str, Any]) -> None:
@@ -16,8 +18,8 @@ def open_run(folder: Path, config: dict[str, Any]) -> None:
 
     Args:
         folder: of the run; made where it does not exist.
-        config: what `gradalign.config.resolved` gives; runs are the same when all of it but ``versions``, ``commit``
-            and the option ``out`` is.
+        config: what `gradalign.config.resolved` gives; runs are the same when all of it but ``versions``, ``commit``,
+            the option ``out`` and those of who works (`WORKERS`) is.
 
     Raises:
         GradAlignError: the folder holds another run or other things, or cannot be written to.
@@ -54,7 +56,7 @@ def _differences(saved: Any, config: dict[str, Any]) -> list[str]:
     differ = set()
     for old, new in ((saved, config), (saved["options"], config["options"])):
         differ |= {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
-    return sorted(differ - {"options", "versions", "commit", "out"})
+    return sorted(differ - {"options", "versions", "commit", "out", *WORKERS})
 
 
 def _unstarted(folder: Path) -> bool:
