@@ -17,6 +17,7 @@ from gradalign.alignment.exact import Exact
 from gradalign.alignment.passes import Passes
 from gradalign.errors import GradAlignError, GradAlignWarning
 from gradalign.policy.logprobs import token_logprobs
+from gradalign.policy.memory import out_of_memory
 from gradalign.policy.packing import Batch
 from tests.conftest import make_groups, make_policy
 from tests.engine_tools import OBJECTIVE, column, flat, random_direction

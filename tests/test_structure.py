@@ -11,8 +11,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "gradalign"
 ORDER = [
-    "errors", "parts", "processes", "files", "rows", "problems", "rewards", "policy", "executors", "rollouts", "alignment",
-    "selection", "curriculum", "trainers", "report", "bench", "config", "cli", "__main__",
+    "errors", "parts", "processes", "files", "rows", "problems", "rewards", "policy", "executors", "rollouts",
+    "alignment", "selection", "curriculum", "trainers", "report", "bench", "config", "cli", "__main__",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

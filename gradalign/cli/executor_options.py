@@ -18,7 +18,7 @@ from gradalign.errors import GradAlignError
 from gradalign.executors.base import Executor, PolicySpec
 from gradalign.executors.cluster import Needs
 from gradalign.executors.ray import ray_executor
-from gradalign.policy.load import Policy, load_policy
+from gradalign.policy.load import Policy, load_policy, require_model
 from gradalign.rewards.several import AnyReward
 from gradalign.rollouts.sample import Sampling
 from gradalign.rollouts.sampler import PolicySampler
@@ -83,6 +83,7 @@ class ExecutorOptions(PolicyOptions):
         if self.executor == "local":
             yield AtWork(self.policy(parameters), None)
             return
+        require_model(self.model)
         here = self.model != "embedded" and Path(self.model).expanduser().exists()
         model = str(Path(self.model).expanduser().resolve()) if here else self.model
         spec = PolicySpec(model, self.adapter, self.dtype, self.device, tuple(parameters))

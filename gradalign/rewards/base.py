@@ -76,10 +76,6 @@ class Reward:
         marks = getattr(self.function, "marks_failures", False)
         return [math.nan if marks and value != value else _finite(value, where) for value in values]
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """A worker finds the function by its name: a user's module may be no module that pickle finds."""
-        return _found, (self.name, self.timeout, self.coin)
-
     @property
     def title(self) -> str:
         """How messages call it: its name without parameters."""
@@ -129,12 +125,6 @@ class Reward:
         except (Exception, SystemExit) as error:
             hint = "; take **columns" if isinstance(error, TypeError) and "keyword argument" in str(error) else ""
             raise GradAlignError(f"{where}: raised {type(error).__name__}: {said(error)}{hint}") from error
-
-
-def _found(name: str, timeout: float, coin: Coin | None) -> Reward:
-    from gradalign.rewards.find import find_reward
-
-    return Reward(name, find_reward(name), timeout, coin)
 
 
 def said(error: BaseException) -> str:

@@ -12,7 +12,10 @@ from gradalign.executors.base import Executor
 from gradalign.policy.group import Group, Rollout
 from gradalign.policy.load import Policy
 from gradalign.problems.schema import Problem
-from gradalign.rewards.several import AnyReward
+from gradalign.rewards.base import Reward
+from gradalign.rewards.coin import Coin
+from gradalign.rewards.find import find_reward
+from gradalign.rewards.several import together
 from gradalign.rollouts.sample import Sampling
 from gradalign.rollouts.sampler import Asked, PolicySampler
 
@@ -22,16 +25,23 @@ class Sampled:
     """The `gradalign.executors.base.Job` of sampling; items are problems with their prompts.
 
     Attributes:
-        reward: pays the responses.
-        sampling: how they are sampled.
+        terms: name, time limit and coin of each reward that pays the responses; workers find its function by the name.
+        weights: of the rewards.
+        sampling: how responses are sampled.
     """
 
-    reward: AnyReward
+    terms: tuple[tuple[str, float, Coin | None], ...]
+    weights: tuple[float, ...]
     sampling: Sampling
 
     def begin(self, policy: Policy, cut: int) -> Callable[[Sequence[Asked]], list[Group]]:
-        """See `Job`. A problem's responses are decoded together however often that has failed."""
-        sampler = PolicySampler(policy, self.reward, self.sampling)
+        """See `Job`. A problem's responses are decoded together however often that has failed.
+
+        Raises:
+            GradAlignError: a reward cannot be found on the worker's machine.
+        """
+        rewards = [Reward(name, find_reward(name), timeout, coin) for name, timeout, coin in self.terms]
+        sampler = PolicySampler(policy, together(rewards, self.weights), self.sampling)
         return lambda asked: sampler.sample([problem for problem, _ in asked], [prompt for _, prompt in asked])
 
     def name(self, item: Asked) -> str:
@@ -51,7 +61,8 @@ class SpreadSampler(PolicySampler):
 
     def each(self, batches: Sequence[Sequence[Asked]]) -> Iterator[tuple[int, list[Group]]]:
         """See `gradalign.rollouts.sampler.Spreading`."""
-        job = Sampled(self.reward, self.sampling)
+        terms = tuple((term.name, term.timeout, term.coin) for term in self.reward.terms)
+        job = Sampled(terms, self.reward.weights, self.sampling)
         for number, groups in self.executor.each(job, batches):
             yield (
                 number,
