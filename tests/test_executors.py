@@ -206,7 +206,7 @@ def test_rewards_go_to_workers_by_name(embedded: Policy, tmp_path: Path, monkeyp
     collect(sampler, problems, tmp_path / "spread.parquet")
     assert (tmp_path / "spread.parquet").read_bytes() == (tmp_path / "local.parquet").read_bytes()
     (tmp_path / "mine.py").unlink()
-    with pytest.raises(GradAlignError, match="mine.py"):
+    with pytest.raises(GradAlignError, match=r"mine\.py"):
         collect(sampler, problems, tmp_path / "gone.parquet")
 
 

@@ -57,12 +57,12 @@ def reward(completions, key, answer, **columns):
     return [float(len(text) % 2) for text in completions]
 '''
 SCARCE = """
-import sys
+import pathlib, sys
 import gradalign.rollouts.sampler as sampler
 if sys.argv[0].endswith("default_worker.py"):
     plain = sampler.sample_batch
     def scarce(policy, keys, *rest):
-        if len(keys) > 1 or KEY in keys:
+        if pathlib.Path(PLACE, "scarce").exists() and (len(keys) > 1 or KEY in keys):
             raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return plain(policy, keys, *rest)
     sampler.sample_batch = scarce
@@ -198,41 +198,45 @@ def test_scoring_goes_on_when_workers_and_a_machine_are_lost(
 
 
 def test_a_problem_that_kills_every_worker_has_failed_and_the_others_are_done(
-    executor: RayExecutor, embedded: Policy, tmp_path: Path, harm: Harm
+    executor: RayExecutor, embedded: Policy, tmp_path: Path, harm: Harm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problems = make_pool("mixed", 8, 0)
     reward = harm(f"PLACE = {str(tmp_path)!r}\n{DEADLY}", problems[5].key)
     (tmp_path / "kill-always").touch()
     sampler = SpreadSampler(embedded, reward, SAMPLING, executor=executor)
-    with pytest.warns(UserWarning, match=f"problem '{problems[5].key}': cost its worker 3 times .*left out as failed"):
+    monkeypatch.setattr("gradalign.executors.pieces.TRIES", 1)
+    with pytest.warns(UserWarning, match=f"problem '{problems[5].key}': cost its worker 1 times .*left out as failed"):
         collect(sampler, problems, tmp_path / "r.parquet")
     statuses = {group.key: group.status for group in read_rollouts(tmp_path / "r.parquet", on_bad_row="mark")}
     assert [key for key, status in statuses.items() if status == "failed"] == [problems[5].key]
     assert len(statuses) == 8
 
 
-def test_a_worker_out_of_memory_is_given_less(cluster: Any, embedded: Policy, tmp_path: Path, harm: Harm) -> None:
+def test_a_worker_out_of_memory_is_given_less(
+    executor: RayExecutor, embedded: Policy, tmp_path: Path, harm: Harm
+) -> None:
     problems = make_pool("mixed", 8, 0)
-    reward = harm(SCARCE, problems[2].key)
-    with ray_executor(SPEC, Needs(), workers=1) as executor:
-        sampler = SpreadSampler(embedded, reward, SAMPLING, executor=executor)
-        with pytest.warns(UserWarning, match=f"problem '{problems[2].key}': .*CUDA out of memory"):
-            groups = collect(sampler, problems, tmp_path / "r.parquet")
+    reward = harm(f"PLACE = {str(tmp_path)!r}\n{SCARCE}", problems[2].key)
+    (tmp_path / "scarce").touch()
+    sampler = SpreadSampler(embedded, reward, SAMPLING, executor=executor)
+    with pytest.warns(UserWarning, match=f"problem '{problems[2].key}': .*CUDA out of memory"):
+        groups = collect(sampler, problems, tmp_path / "r.parquet")
+    (tmp_path / "scarce").unlink()
     assert [group.key for group in groups if group.status == "failed"] == [problems[2].key]
 
 
 def test_a_users_mistake_in_a_worker_is_one_line(
-    gradalign: Run, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gradalign: Run, executor: RayExecutor, harm: Harm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "failing_here.py").write_text("def reward(**columns):\n    raise ValueError('judge is down')\n")
-    options = ["--problems", "embedded:mixed?size=8&seed=0", "--executor", "ray", "--workers", 1, "--out", "r.parquet"]
-    failing = gradalign("rollout", "--model", "embedded", "--reward", "python:failing_here:reward", *options)
-    assert "raised ValueError: judge is down" in failing.error
-    absent = gradalign("rollout", "--model", "./absent", "--reward", "countdown", *options)
-    assert "model ./absent: no such folder" in absent.error
+    reward = harm("def reward(**columns):\n    raise ValueError('judge is down')\n", "")
+    options = ["--problems", "embedded:mixed?size=8&seed=0", "--executor", "ray", "--out", tmp_path / "r.parquet"]
+    absent = gradalign("rollout", "--model", tmp_path / "absent", "--reward", "countdown", *options)
+    assert "absent: no such folder" in absent.error
     large = gradalign("rollout", "--model", "embedded", "--reward", "countdown", *options, "--worker-cpus", 64)
     assert "no machine of the cluster has room for a worker of 64 CPUs" in large.error
+    monkeypatch.setattr("gradalign.cli.executor_options.ray_executor", lambda *_: contextlib.nullcontext(executor))
+    failing = gradalign("rollout", "--model", "embedded", "--reward", reward.name, *options)
+    assert "raised ValueError: judge is down" in failing.error
 
 
 def test_room_is_counted_machine_by_machine() -> None:

@@ -180,11 +180,11 @@ class Scorer:
         recorded: Recorded | None = [] if one_sided else None
         start = time.perf_counter()
         numbers = self.numbers("candidates", scored, direction, progress, packed, recorded)
-        kept = [own for own in numbers if own.features is not None]
-        if "learnalign" in self.wanted and kept:
-            rates = rates[[own.features is not None for own in numbers]]
-            for own, value in zip(kept, learnalign(np.stack([own.features for own in kept]), rates), strict=True):
-                own.learnalign = float(value)
+        features = {place: own.features for place, own in enumerate(numbers) if own.features is not None}
+        if "learnalign" in self.wanted and features:
+            values = learnalign(np.stack(list(features.values())), rates[list(features)])
+            for place, value in zip(features, values, strict=True):
+                numbers[place].learnalign = float(value)
         seconds["candidates"] = time.perf_counter() - start
 
         if self.contributions:

@@ -9,13 +9,14 @@ from typing import Any, Protocol, TypeVar
 from gradalign.policy.load import Policy, load_policy
 
 T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
 R = TypeVar("R")
 
 
-class Job(Protocol[T, R]):
+class Job(Protocol[T_contra, R]):
     """Work on items; pickled once, and sent to every worker."""
 
-    def begin(self, policy: Policy, cut: int) -> Callable[[Sequence[T]], list[R]]:
+    def begin(self, policy: Policy, cut: int) -> Callable[[Sequence[T_contra]], list[R]]:
         """What does a batch of items, one result each, in order.
 
         Args:
@@ -24,7 +25,7 @@ class Job(Protocol[T, R]):
         """
         ...
 
-    def name(self, item: T) -> str:
+    def name(self, item: T_contra) -> str:
         """How messages call an item."""
         ...
 

@@ -155,7 +155,8 @@ def _kept(part: Path, settings: dict[str, Any], expected: list[list[str]]) -> di
     kept: dict[int, list[Row]] = {}
     for line in lines[1:]:
         found = _decoded(line) if line.endswith(b"\n") else {}
-        number, rows = found.get("batch"), found.get("rows")
+        number: Any = found.get("batch")
+        rows: Any = found.get("rows")
         fits = type(number) is int and 0 <= number < len(expected) and number not in kept and isinstance(rows, list)
         if not fits or [_key(row) for row in rows] != expected[number]:
             if line.endswith(b"\n"):
