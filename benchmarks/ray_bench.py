@@ -2,9 +2,9 @@
 
     python benchmarks/ray_bench.py [speed] [kills]
 
-Speed: tiny groups scored by this process, by one worker and by two, one thread each, taking turns. Kills: ten runs, each
-of which loses a worker or a machine (of a cluster of two, all processes of this one) at a random moment. Writes ray.json,
-ray.md and ray_kills.json beside this file.
+Speed: tiny groups scored by this process, by one worker and by two, one thread each, taking turns. Kills: ten runs,
+each of which loses a worker or a machine (of a cluster of two, all processes of this one) at a random moment. Writes
+ray.json, ray.md and ray_kills.json beside this file.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from gradalign.rollouts.spread import SpreadSampler
 HERE = Path(__file__).parent
 SPEC = PolicySpec("embedded", device="cpu")
 REWARD = Reward("countdown", countdown)
-PROBLEMS, COPIES, REPEATS = 512, 8, 7
+PROBLEMS, COPIES, REPEATS = 256, 8, 5
 KILLS, MACHINE = 10, {"num_cpus": 2, "object_store_memory": 200 * 2**20}
 
 

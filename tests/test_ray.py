@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 import socket
 import sys
 import warnings
@@ -12,6 +13,8 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
+from ray.cluster_utils import Cluster
 
 from gradalign.alignment.align import score
 from gradalign.alignment.spread import SpreadScorer
@@ -33,7 +36,6 @@ from gradalign.rollouts.spread import SpreadSampler
 from gradalign.rollouts.table import read_rollouts
 from tests.conftest import Ran
 
-ray: Any = pytest.importorskip("ray") if "ray" not in sys.modules else sys.modules["ray"]
 pytestmark = pytest.mark.timeout(240)
 SPEC = PolicySpec("embedded", device="cpu")
 REWARD = Reward("countdown", countdown)
@@ -72,10 +74,8 @@ def reward(completions, **columns):
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
+def cluster() -> Iterator[Cluster]:
     """Two machines with two CPUs each, the second of which may be lost."""
-    from ray.cluster_utils import Cluster
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = Cluster(initialize_head=True, head_node_args=MACHINE)
@@ -105,7 +105,7 @@ def harm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harm]:
 
 
 @pytest.fixture(scope="module")
-def executor(cluster: Any, harm: Any) -> Iterator[RayExecutor]:
+def executor(cluster: Cluster, harm: Any) -> Iterator[RayExecutor]:
     """Two workers that live through the tests."""
     with ray_executor(SPEC, Needs(), workers=2) as made:
         yield made
@@ -164,7 +164,7 @@ def test_a_worker_killed_in_a_batch_costs_that_batch_alone(
 
 @pytest.mark.filterwarnings("ignore:the validation direction is within noise")
 def test_scoring_goes_on_when_workers_and_a_machine_are_lost(
-    cluster: Any, executor: RayExecutor, embedded: Policy, tmp_path: Path
+    cluster: Cluster, executor: RayExecutor, embedded: Policy, tmp_path: Path
 ) -> None:
     sampling = Sampling(rollouts=8, max_new_tokens=16, seed=1)
     groups = collect(PolicySampler(embedded, REWARD, sampling), make_pool("mixed", 160, 0), tmp_path / "c.parquet")
@@ -237,6 +237,14 @@ def test_a_users_mistake_in_a_worker_is_one_line(
     monkeypatch.setattr("gradalign.cli.executor_options.ray_executor", lambda *_: contextlib.nullcontext(executor))
     failing = gradalign("rollout", "--model", "embedded", "--reward", reward.name, *options)
     assert "raised ValueError: judge is down" in failing.error
+
+
+def test_a_model_that_a_machine_lacks_is_one_line_that_names_the_machine(cluster: Cluster) -> None:
+    with (
+        pytest.raises(GradAlignError, match=f"no such folder .a worker on machine {platform.node()}"),
+        ray_executor(PolicySpec("./absent", device="cpu"), Needs(), workers=1),
+    ):
+        pass
 
 
 def test_room_is_counted_machine_by_machine() -> None:

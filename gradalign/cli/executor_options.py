@@ -84,15 +84,21 @@ class ExecutorOptions(PolicyOptions):
             yield AtWork(self.policy(parameters), None)
             return
         require_model(self.model)
-        here = self.model != "embedded" and Path(self.model).expanduser().exists()
-        model = str(Path(self.model).expanduser().resolve()) if here else self.model
-        spec = PolicySpec(model, self.adapter, self.dtype, self.device, tuple(parameters))
+        model = self.model if self.model == "embedded" else _absolute(self.model)
+        adapter = None if self.adapter is None else _absolute(self.adapter)
+        spec = PolicySpec(model, adapter, self.dtype, self.device, tuple(parameters))
         needs = Needs(self.worker_cpus, self.worker_gpus)
         with ray_executor(spec, needs, self.workers, self.ray_address) as executor:
-            policy = load_policy(model, self.adapter, executor.dtype, "cpu", parameters)
+            policy = load_policy(self.model, self.adapter, executor.dtype, "cpu", parameters)
             if policy.fingerprint != executor.fingerprint:
                 raise GradAlignError(
                     f"model {self.model}: the workers have loaded other weights ({executor.fingerprint}; here they are "
                     f"{policy.fingerprint}); it must be the same on every machine"
                 )
             yield AtWork(policy, executor)
+
+
+def _absolute(place: str) -> str:
+    """The place as workers find it, which need not be at work in the same folder; a hub id as it is."""
+    path = Path(place).expanduser()
+    return str(path.resolve()) if path.exists() else place

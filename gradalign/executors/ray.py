@@ -93,8 +93,7 @@ class RayExecutor:
         try:
             while pieces.unfinished:
                 self._fill()
-                for hand in self._hands:
-                    self._send(hand, pieces, sent)
+                self._send(pieces, sent)
                 for hand in self._ready(working):
                     if hand.loaded is not None:
                         self._take_in(hand)
@@ -118,11 +117,15 @@ class RayExecutor:
             actor = self._remote.remote(threads, os.getcwd(), [place for place in sys.path if place])
             self._hands.append(Hand(actor, actor.load.remote(self.spec)))
 
-    def _send(self, hand: Hand, pieces: Pieces, sent: Sequence[Any]) -> None:
-        while hand.loaded is None and pieces.waiting and len(hand.under_way) < AT_ONCE:
-            piece = pieces.waiting.popleft()
-            result = hand.actor.work.remote(self._jobs, sent, piece.items, piece.cut)
-            hand.under_way.append((result, piece))
+    def _send(self, pieces: Pieces, sent: Sequence[Any]) -> None:
+        """Give workers something to do, and something to do next; the last batches go to whoever is free first."""
+        for held in range(AT_ONCE):
+            for hand in self._hands:
+                few = not pieces.waiting or (held and len(pieces.waiting) <= len(self._hands))
+                if hand.loaded is None and len(hand.under_way) == held and not few:
+                    piece = pieces.waiting.popleft()
+                    result = hand.actor.work.remote(self._jobs, sent, piece.items, piece.cut)
+                    hand.under_way.append((result, piece))
 
     def _ready(self, since: float) -> list[Hand]:
         """Workers that have something to tell; waits a second at most."""
@@ -146,7 +149,7 @@ class RayExecutor:
             outcome = Outcome(memory=_reason(error))
         self._tell(outcome)
         if outcome.error is not None:
-            raise outcome.error
+            raise GradAlignError(f"{outcome.error} (a worker on machine {outcome.machine})") from outcome.error
         if outcome.memory is not None:
             self._let_go(hand)
             self._failures += 1
@@ -160,7 +163,7 @@ class RayExecutor:
         if self.fingerprint and (fingerprint, dtype) != (self.fingerprint, self.dtype):
             raise GradAlignError(
                 f"model {self.spec.model}: workers have loaded different weights ({self.fingerprint} in {self.dtype}, "
-                f"{fingerprint} in {dtype}); it must be the same on every machine"
+                f"on machine {outcome.machine} {fingerprint} in {dtype}); it must be the same everywhere"
             )
         self.fingerprint, self.dtype = fingerprint, dtype
         self._failures, hand.loaded = 0, None

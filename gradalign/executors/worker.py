@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,12 +20,14 @@ class Outcome:
         error: a mistake that the user can mend, which ends the run.
         memory: memory ran out, as this says.
         warnings: what the user is to be told.
+        machine: where the worker is.
     """
 
     value: Any = None
     error: Exception | None = None
     memory: str | None = None
     warnings: list[str] = field(default_factory=list)
+    machine: str = field(default_factory=platform.node)
 
 
 class Worker:
