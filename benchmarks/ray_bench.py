@@ -14,6 +14,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, here and by workers
 
 import json
+import logging
 import platform
 import random
 import statistics
@@ -55,7 +56,8 @@ HERE = Path(__file__).parent
 SPEC = PolicySpec("embedded", device="cpu")
 REWARD = Reward("countdown", countdown)
 PROBLEMS, COPIES, REPEATS = 256, 8, 5
-KILLS, MACHINE = 10, {"num_cpus": 2, "object_store_memory": 200 * 2**20}
+KILLS = 10
+MACHINE: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 200 * 2**20}
 
 
 def main(parts: list[str]) -> None:
@@ -77,7 +79,7 @@ def speed(policy: Policy) -> dict[str, Any]:
     scored = sum(group.status == "scored" for group in groups)
     validation = sampled(PolicySampler(policy, REWARD, Sampling(16, 16, seed=1)), make_pool("mixed", 64, 9))
     direction = Scorer(policy, Objective()).direction(validation)
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     with ray_executor(SPEC, Needs(), workers=1) as one, ray_executor(SPEC, Needs(), workers=2) as two:
         arms: dict[str, Callable[[], Scorer]] = {
             "local": lambda: Scorer(policy, Objective()),
@@ -123,7 +125,7 @@ def kills(policy: Policy) -> dict[str, Any]:
     rng = random.Random(0)
     cluster = Cluster(initialize_head=True, head_node_args=MACHINE)
     cluster.add_node(**MACHINE)
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     rows = []
     with tempfile.TemporaryDirectory() as made, ray_executor(SPEC, Needs(), workers=2) as executor:
         folder = Path(made)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import platform
 import socket
 import sys
@@ -81,7 +82,7 @@ def cluster() -> Iterator[Cluster]:
         made = Cluster(initialize_head=True, head_node_args=MACHINE)
         try:
             made.add_node(**MACHINE)
-            ray.init(address=made.address, log_to_driver=False, logging_level="error")
+            ray.init(address=made.address, log_to_driver=False, logging_level=logging.ERROR)
             yield made
         finally:
             ray.shutdown()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -59,7 +60,7 @@ def connected(address: str | None) -> Iterator[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address not in (None, "auto"):
         _reach(address)
-    quiet = {"log_to_driver": False, "logging_level": "error"}
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is None:
             ray.init(address="local", include_dashboard=False, **quiet)

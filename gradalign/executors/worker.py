@@ -75,7 +75,7 @@ class Worker:
             if self.job[0] != number:
                 import ray
 
-                self.begun = {}
+                self.begun, self.job = {}, (-1, None)  # freed before the next one comes
                 self.job = number, ray.get(sent[0])
             if cut not in self.begun:
                 self.begun[cut] = self.job[1].begin(self.policy, cut)
