@@ -12,10 +12,9 @@ from gradalign.cli.options import Count, PolicyOptions
 from gradalign.policy.load import Policy
 from gradalign.problems.schema import Problem
 from gradalign.report.console import show
-from gradalign.rewards.several import AnyReward
 from gradalign.rollouts.engine import PROBES, EngineSampler, EngineSampling, verified
 from gradalign.rollouts.sample import Sampling
-from gradalign.rollouts.sampler import PaidSampler, PolicySampler, prompts_of
+from gradalign.rollouts.sampler import PaidSampler, prompts_of
 
 
 class SamplerOptions(PolicyOptions):
@@ -81,8 +80,6 @@ class SamplerOptions(PolicyOptions):
         return {name: yaml.safe_load(value) for name, value in pairs}
 
 
-def sampler_of(engine: EngineSampling | None, policy: Policy, reward: AnyReward, sampling: Sampling) -> PaidSampler:
-    """The sampler that ``engine`` does the work for, the policy's own where there is none."""
-    if engine is None:
-        return PolicySampler(policy, reward, sampling)
-    return EngineSampler(policy, reward, sampling, engine)
+def sampler_of(engine: EngineSampling | None, usual: PaidSampler) -> PaidSampler:
+    """The sampler that ``engine`` does the work of ``usual`` for; that itself where there is no engine."""
+    return usual if engine is None else EngineSampler(usual.policy, usual.reward, usual.sampling, engine)

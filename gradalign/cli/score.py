@@ -12,7 +12,8 @@ from gradalign.alignment.align import score
 from gradalign.alignment.direction import Direction
 from gradalign.alignment.saved import is_direction, load_direction, origin_of, save_direction
 from gradalign.alignment.table import is_alignments, write_alignments
-from gradalign.cli.options import PolicyOptions, ScoringOptions, SelectionOptions, distinct
+from gradalign.cli.executor_options import AtWork, ExecutorOptions
+from gradalign.cli.options import ScoringOptions, SelectionOptions, distinct
 from gradalign.config import parse, resolved
 from gradalign.curriculum.folder import claim
 from gradalign.errors import GradAlignError, warn
@@ -22,10 +23,10 @@ from gradalign.policy.load import Policy
 from gradalign.report.console import alignment_tables, progress_bars, show, show_scoring, times
 from gradalign.rollouts.references import read_references
 from gradalign.rollouts.table import Limits, OnBadRow, read_rollouts
-from gradalign.selection import check_rollouts, choose
+from gradalign.selection import Strategy, check_rollouts, choose
 
 
-class ScoreOptions(SelectionOptions, ScoringOptions, PolicyOptions):
+class ScoreOptions(SelectionOptions, ScoringOptions, ExecutorOptions):
     """Align candidate rollouts with the validation set's policy gradient, and rank the problems."""
 
     candidates: Path
@@ -84,7 +85,12 @@ def run(arguments: Sequence[str]) -> None:
     check_writable(options.out)
     if options.save_direction is not None:
         _check_place(options.save_direction, [*read, config])
-    policy = options.policy(options.parameters)
+    with options.at_work(options.parameters) as work:
+        _run(options, work, strategy)
+
+
+def _run(options: ScoreOptions, work: AtWork, strategy: Strategy) -> None:
+    policy, config = work.policy, options.out.with_suffix(".config.json")
     limits = Limits.of(policy)
     candidates = read_rollouts(options.candidates, limits, options.on_bad_row)
     validation: list[Group] = []
@@ -104,6 +110,7 @@ def run(arguments: Sequence[str]) -> None:
             policy, candidates, validation, options.objective, options.engine, options.batch_tokens,
             options.contributions, options.unit, options.seed, progress, direction, options.difference,
             options.offload, options.sketching, strategy.needs, references, options.weighed, options.reference_share,
+            work.scorer,
         )  # fmt: skip
     if options.save_direction is not None:
         save_direction(options.save_direction, policy, options.objective, scored.direction)

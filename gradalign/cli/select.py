@@ -12,6 +12,7 @@ from pydantic import model_validator
 from gradalign.alignment.combined import check_targets
 from gradalign.alignment.direction import warn_of_noise
 from gradalign.alignment.engines import check_difference
+from gradalign.cli.executor_options import AtWork, ExecutorOptions
 from gradalign.cli.options import Count, RewardOptions, SamplingOptions, ScoringOptions, SelectionOptions
 from gradalign.cli.problem_options import ProblemOptions
 from gradalign.cli.sampler_options import SamplerOptions, sampler_of
@@ -26,12 +27,15 @@ from gradalign.problems.read import overlap
 from gradalign.problems.schema import Problem, fingerprint, prompt_text
 from gradalign.problems.write import check_target
 from gradalign.report.console import alignment_tables, progress_bars, show, show_scoring, times
+from gradalign.rewards.several import AnyReward
 from gradalign.rollouts.references import reference_groups
 from gradalign.rollouts.sampler import prompts_of
-from gradalign.selection import Strategy, check_rollouts, find_budget
+from gradalign.selection import Budget, Strategy, check_rollouts, find_budget
 
 
-class SelectOptions(RewardOptions, SelectionOptions, SamplingOptions, ScoringOptions, ProblemOptions, SamplerOptions):
+class SelectOptions(
+    RewardOptions, SelectionOptions, SamplingOptions, ScoringOptions, ProblemOptions, SamplerOptions, ExecutorOptions
+):
     """Choose the problems of a pool that this policy should train on now."""
 
     pool: str
@@ -77,7 +81,15 @@ def run(arguments: Sequence[str]) -> None:
     plain, trusted = _problems(options)
     asking = options.asking()
     pool, validation = options.asked(plain, asking), options.asked(trusted, asking)
-    policy = options.policy(options.parameters)
+    with options.at_work(options.parameters) as work:
+        _run(options, work, strategy, budget, rewards, plain, pool, validation)
+
+
+def _run(
+    options: SelectOptions, work: AtWork, strategy: Strategy, budget: Budget, rewards: tuple[AnyReward, AnyReward],
+    plain: Pool, pool: Pool, validation: Pool,
+) -> None:  # fmt: skip
+    policy = work.policy
     places = Chunks(pool.keys, options.chunk, options.seed)[0]
     chunk, texts = [pool[i] for i in places], {plain[i].key: prompt_text(plain[i].prompt) for i in places}
     check(policy, options, strategy, chunk, validation)
@@ -97,10 +109,12 @@ def run(arguments: Sequence[str]) -> None:
     counts = options.rollouts, options.validation_rollouts or options.rollouts
     samplings = [options.sampling(count, options.temperature, options.seed) for count in counts]
     engine = options.sampling_engine(policy, chunk, samplings[0]) if strategy.needs else None
-    samplers = [sampler_of(engine, policy, *one) for one in zip(rewards, samplings, strict=True)]
+    samplers = [sampler_of(engine, work.sampler(*one)) for one in zip(rewards, samplings, strict=True)]
     folder = round_folder(options.out, 0)
     with progress_bars() as progress:
-        result = run_round(policy, chunk, validation, (samplers[0], samplers[1]), plan, folder, progress)
+        result = run_round(
+            policy, chunk, validation, (samplers[0], samplers[1]), plan, folder, progress, make=work.scorer
+        )
 
     if result.scored is not None:
         warn_of_noise(result.scored.direction)

@@ -9,8 +9,11 @@ from gradalign.errors import GradAlignError
 from gradalign.files import read_json, write_json, writing
 
 CONFIG = "config.json"
-APART = ("out", "endpoints", "concurrency", "request_timeout")
-"""Options in which two commands of the same run may differ: where it is written, and where it is sampled."""
+APART = (
+    "out", "endpoints", "concurrency", "request_timeout", "executor", "workers", "ray_address", "worker_cpus",
+    "worker_gpus",
+)  # fmt: skip
+"""Options in which two commands of the same run may differ: where it is written, and who works on it, where."""
 
 
 def open_run(folder: Path, config: dict[str, Any]) -> None:

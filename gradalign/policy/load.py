@@ -202,6 +202,15 @@ def cover(model: Any, path: str = "", parameters: Sequence[str] = ()) -> Policy:
     return Policy(model, path, chosen, covered)
 
 
+def require_model(model: str) -> None:
+    """Find out before anything is started that there is no such model.
+
+    Raises:
+        GradAlignError: no such folder or file, or no weights in it.
+    """
+    _where(model)
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

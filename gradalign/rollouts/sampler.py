@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from gradalign.rewards.several import AnyReward, WeightedSum
 from gradalign.rollouts.sample import Response, Sampling, plan, sample_batch
 
 Tokens = NDArray[np.int64]
+Asked = tuple[Problem, Tokens]
+"""A problem with its prompt."""
 
 
 class Sampler(Protocol):
@@ -54,6 +56,24 @@ class Sampler(Protocol):
     def part(self, first: int, rollouts: int) -> Self:
         """A sampler of rollouts number ``first`` to ``first + rollouts - 1`` of each problem."""
         ...
+
+
+@runtime_checkable
+class Spreading(Protocol):
+    """A `Sampler` whose batches are done side by side."""
+
+    def each(self, batches: Sequence[Sequence[Asked]]) -> Iterator[tuple[int, list[Group]]]:
+        """The groups of batches as these are finished, with the batches' numbers."""
+        ...
+
+
+def in_batches(sampler: Sampler, batches: Sequence[Sequence[Asked]]) -> Iterator[tuple[int, list[Group]]]:
+    """The groups of batches, with the batches' numbers: one after the other, or as they are finished."""
+    if isinstance(sampler, Spreading):
+        yield from sampler.each(batches)
+        return
+    for number, asked in enumerate(batches):
+        yield number, sampler.sample([problem for problem, _ in asked], [prompt for _, prompt in asked])
 
 
 @dataclass
