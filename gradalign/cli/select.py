@@ -25,13 +25,14 @@ from gradalign.problems.read import overlap
 from gradalign.problems.schema import Problem, fingerprint, prompt_text
 from gradalign.problems.write import check_target
 from gradalign.report.console import alignment_tables, progress_bars, show, show_scoring, times
+from gradalign.rewards.several import AnyReward
 from gradalign.rollouts.references import reference_groups
 from gradalign.rollouts.sampler import PolicySampler, prompts_of
 from gradalign.selection import Strategy, check_rollouts, find_budget
 
 
-class SelectOptions(RewardOptions, SelectionOptions, SamplingOptions, ScoringOptions, ProblemOptions, PolicyOptions):
-    """Choose the problems of a pool that this policy should train on now."""
+class ChoiceOptions(RewardOptions, SelectionOptions, SamplingOptions, ScoringOptions, ProblemOptions, PolicyOptions):
+    """What the problems of a pool are chosen by."""
 
     pool: str
     """The candidates: a .jsonl, .parquet, .csv or .tsv file, a mixture's .yaml, or scheme:NAME?setting=value
@@ -52,15 +53,43 @@ class SelectOptions(RewardOptions, SelectionOptions, SamplingOptions, ScoringOpt
     """Look at this many problems of the pool only, taken by seed (default: all)."""
     allow_overlap: bool = False
     """Leave validation problems out of the pool instead of refusing it."""
-    write: tuple[Literal["trl", "verl", "datasets", "scored"], ...] = ("trl",)
-    """Forms of the chosen set: trl (chosen.jsonl, plain JSONL rows), verl (chosen.verl.parquet), datasets (a Hugging
-    Face data set, chosen.datasets/); and scored (scored.jsonl): all candidates, best first, with their scores."""
 
     @model_validator(mode="after")
-    def _references(self) -> SelectOptions:
+    def _references(self) -> ChoiceOptions:
         if self.reference_weight is not None and self.reference_field is None:
             raise ValueError("--reference-weight is of --reference-field; name the field, or leave it out")
         return self
+
+    def plan(self, strategy: Strategy) -> RoundPlan:
+        """How a round chooses.
+
+        Raises:
+            GradAlignError: an unknown budget, or one that the strategy cannot be raced by.
+        """
+        return RoundPlan(
+            strategy=strategy, size=self.size, objective=self.objective, engine=self.engine,
+            contributions=self.contributions, unit=self.unit, batch_tokens=self.batch_tokens,
+            seed=self.seed, difference=self.difference, offload=self.offload, sketching=self.sketching,
+            budget=find_budget(self.budget, self.rollouts, strategy),
+            targets=self.weighed, reference_field=self.reference_field, reference_weight=self.reference_share,
+        )  # fmt: skip
+
+    def samplers(self, policy: Policy, rewards: tuple[AnyReward, AnyReward]) -> tuple[PolicySampler, PolicySampler]:
+        """Who samples and pays candidates, and validation problems."""
+        counts = self.rollouts, self.validation_rollouts or self.rollouts
+        first, second = (
+            PolicySampler(policy, reward, self.sampling(count, self.temperature, self.seed))
+            for reward, count in zip(rewards, counts, strict=True)
+        )
+        return first, second
+
+
+class SelectOptions(ChoiceOptions):
+    """Choose the problems of a pool that this policy should train on now."""
+
+    write: tuple[Literal["trl", "verl", "datasets", "scored"], ...] = ("trl",)
+    """Forms of the chosen set: trl (chosen.jsonl, plain JSONL rows), verl (chosen.verl.parquet), datasets (a Hugging
+    Face data set, chosen.datasets/); and scored (scored.jsonl): all candidates, best first, with their scores."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -69,11 +98,11 @@ def run(arguments: Sequence[str]) -> None:
     strategy = options.chosen_strategy(options.engine, options.contributions)
     if not options.size.given:
         raise GradAlignError("nothing says how many to choose; give --top, --fraction or --threshold")
-    budget = find_budget(options.budget, options.rollouts, strategy)
+    plan = options.plan(strategy)
     for target in options.write:
         check_target(target)
     rewards = options.rewards()
-    plain, trusted = _problems(options)
+    plain, trusted = read_sets(options)
     asking = options.asking()
     pool, validation = options.asked(plain, asking), options.asked(trusted, asking)
     policy = options.policy(options.parameters)
@@ -86,21 +115,10 @@ def run(arguments: Sequence[str]) -> None:
         "rewards": rewards[0].identity,
     }
     open_run(options.out, resolved("select", options, **known))
-    plan = RoundPlan(
-        strategy=strategy, size=options.size, objective=options.objective, engine=options.engine,
-        contributions=options.contributions, unit=options.unit, batch_tokens=options.batch_tokens,
-        seed=options.seed, difference=options.difference, offload=options.offload, sketching=options.sketching,
-        budget=budget,
-        targets=options.weighed, reference_field=options.reference_field, reference_weight=options.reference_share,
-    )  # fmt: skip
-    counts = options.rollouts, options.validation_rollouts or options.rollouts
-    samplers = [
-        PolicySampler(policy, reward, options.sampling(count, options.temperature, options.seed))
-        for reward, count in zip(rewards, counts, strict=True)
-    ]
+    samplers = options.samplers(policy, rewards)
     folder = round_folder(options.out, 0)
     with progress_bars() as progress:
-        result = run_round(policy, chunk, validation, (samplers[0], samplers[1]), plan, folder, progress)
+        result = run_round(policy, chunk, validation, samplers, plan, folder, progress)
 
     if result.scored is not None:
         warn_of_noise(result.scored.direction)
@@ -121,8 +139,12 @@ def run(arguments: Sequence[str]) -> None:
     show(f"wrote {', '.join(map(str, written))}; tables beside it")
 
 
-def _problems(options: SelectOptions) -> tuple[Pool, Pool]:
-    """(pool, validation set), disjoint."""
+def read_sets(options: ChoiceOptions) -> tuple[Pool, Pool]:
+    """(pool, validation set), disjoint, prompts as they stand in them.
+
+    Raises:
+        GradAlignError: they share problems, or leave no candidate.
+    """
     pool, validation = options.read_plain(options.pool), options.read_plain(options.validation)
     shared = overlap(pool, validation, options.near_duplicates)
     if shared and not options.allow_overlap:
@@ -138,7 +160,7 @@ def _problems(options: SelectOptions) -> tuple[Pool, Pool]:
 
 def check(
     policy: Policy,
-    options: SelectOptions,
+    options: ChoiceOptions,
     strategy: Strategy,
     chunk: Sequence[Problem],
     validation: Sequence[Problem],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from decimal import Decimal
 from typing import Any
@@ -54,11 +54,11 @@ def to_problem(row: Row, names: FieldMap, where: str, stem: str) -> Problem:
         GradAlignError: a field is missing or holds what it cannot.
     """
     prompt_field = _field(row, names.prompt, PROMPT_FIELDS, "prompt", where)
-    prompt = _prompt(_get(row, prompt_field), f"{where}: field {prompt_field!r}")
+    prompt = prompt_of(_get(row, prompt_field), f"{where}: field {prompt_field!r}")
     answer_field = _field(row, names.answer, ANSWER_FIELDS, "answer", where)
     answer = _text(_get(row, answer_field), f"{where}: field {answer_field!r}", "answer")
     used: set[str | None] = {prompt_field, answer_field}
-    key, key_field = key_of(row, names.key, prompt, where)
+    key, key_field = key_of(row, names.key, lambda: prompt, where)
     used.add(key_field)
     source = stem
     source_field = _optional(row, names.source, SOURCE_FIELDS, "source", where)
@@ -79,7 +79,7 @@ def to_problem(row: Row, names: FieldMap, where: str, stem: str) -> Problem:
     return Problem(key, prompt, answer, source, metadata)
 
 
-def key_of(row: Row, named: str | None, prompt: Prompt, where: str) -> tuple[str, str | None]:
+def key_of(row: Row, named: str | None, prompt: Callable[[], Prompt], where: str) -> tuple[str, str | None]:
     """(key, its field) of a row: the field ``named``, else a common one; a hash of the prompt where there is none.
 
     Raises:
@@ -87,7 +87,7 @@ def key_of(row: Row, named: str | None, prompt: Prompt, where: str) -> tuple[str
     """
     field = _optional(row, named, KEY_FIELDS, "key", where)
     if field is None:
-        return content_key(prompt), None
+        return content_key(prompt()), None
     return _text(_get(row, field), f"{where}: field {field!r}", "key"), field
 
 
@@ -139,7 +139,12 @@ def _field(row: Row, named: str | None, common: Sequence[str], what: str, where:
     )
 
 
-def _prompt(value: Any, where: str) -> Prompt:
+def prompt_of(value: Any, where: str) -> Prompt:
+    """A prompt as it stands in a row.
+
+    Raises:
+        GradAlignError: it is neither a text nor chat messages, empty, or too long.
+    """
     if isinstance(value, str) and value.strip():
         return _not_too_long(value, where)
     messages = isinstance(value, list) and all(

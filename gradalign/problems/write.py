@@ -28,7 +28,6 @@ FILES: dict[Target, str] = {
 """Target -> name of the file, or folder, in a round's folder."""
 
 
-
 def check_target(target: Target) -> None:
     """Find out before the work that a target's library is not installed.
 
