@@ -79,7 +79,7 @@ def die(at):
 
 def merge(arguments):
     given = dict(zip(arguments[1::2], arguments[2::2], strict=True))
-    assert arguments[0] == "merge" and given["--backend"] == "fsdp"
+    assert (arguments[0], given["--backend"]) == ("merge", "fsdp")
     out = Path(given["--target_dir"])
     out.mkdir(parents=True, exist_ok=True)
     (out / "half.bin").write_bytes(b"half")

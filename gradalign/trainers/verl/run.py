@@ -78,7 +78,7 @@ class Plan:
             *(f"{name}={value}" for name, value in soft.items() if value is not None and name not in self.named),
             f"actor_rollout_ref.model.path={quoted(self.model)}",
             f"data.train_files=[{quoted(str(chosen))}]",
-            "data.custom_cls.path='pkg://gradalign.trainers.verl.dataset'",
+            "data.custom_cls.path=pkg://gradalign.trainers.verl.dataset",
             "data.custom_cls.name=SelectedDataset",
             f"+data.gradalign.selection={quoted(str(chosen))}",
             f"+data.gradalign.places={places}",

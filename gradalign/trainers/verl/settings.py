@@ -159,7 +159,7 @@ def ask(python: str, overrides: Sequence[str]) -> Settings:
             stdin=subprocess.DEVNULL,
             timeout=600,
             check=False,
-        )
+        )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise GradAlignError(f"option --verl-python: {python}: verl did not load within 600 s") from error
     except OSError as error:
@@ -184,5 +184,7 @@ def ask(python: str, overrides: Sequence[str]) -> Settings:
 
 def quoted(value: str) -> str:
     """A text as a value in hydra's grammar, whatever is in it."""
+    if re.fullmatch(r"[/A-Za-z][\w./:@+-]*", value):
+        return value
     escaped = re.sub(r"(\\*)'", lambda found: found[1] * 2 + "\\'", value)
     return "'" + re.sub(r"(\\+)$", lambda found: found[1] * 2, escaped) + "'"
