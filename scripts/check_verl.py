@@ -110,7 +110,7 @@ def held(dataset: Any) -> list[str]:
 
 def written_rows(folder: Path) -> dict[str, Any]:
     """verl's RLHFDataset reads what our writer has written, and its rows come out again."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "data_source": "countdown", "prompt": [{"role": "user", "content": f"{n}+1="}], "ability": "math",
             "reward_model": {"style": "rule", "ground_truth": {"target": n, "numbers": [n, 1]}},

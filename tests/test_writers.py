@@ -199,7 +199,7 @@ def test_scores_are_joined_on_all_candidates(tmp_path: Path) -> None:
 
 
 def test_rows_that_were_verls_keep_what_verl_and_its_rewards_see(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "data_source": "countdown", "prompt": [{"role": "user", "content": f"reach {n}"}], "ability": "math",
             "reward_model": {"style": "rule", "ground_truth": {"target": n, "numbers": [n, 1]}},

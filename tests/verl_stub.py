@@ -16,6 +16,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 DEFAULTS = {
     "algorithm.adv_estimator": "gae", "algorithm.norm_adv_by_std_in_grpo": True,
@@ -30,8 +31,8 @@ DEFAULTS = {
 }  # fmt: skip
 
 
-def settings(overrides):
-    found = dict(DEFAULTS)
+def settings(overrides: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = dict(DEFAULTS)
     for override in overrides:
         name, _, text = override.lstrip("+").partition("=")
         text = text[1:-1].replace("\\'", "'") if text.startswith("'") else text
@@ -42,7 +43,7 @@ def settings(overrides):
     return found
 
 
-def main(module, arguments):
+def main(module: str, arguments: list[str]) -> None:
     with open(os.environ["STUB_LOG"], "a") as log:
         log.write(json.dumps({"module": module, "arguments": arguments}) + "\n")
     if module == "gradalign.trainers.verl.probe":
@@ -55,7 +56,7 @@ def main(module, arguments):
         sys.exit(f"No module named {module}")
 
 
-def probe(overrides):
+def probe(overrides: list[str]) -> None:
     unknown = [o for o in overrides if o.startswith("trainer.nonsense")]
     if os.environ.get("STUB_DIE") == "probe":
         sys.exit("/usr/bin/python: Error while finding module specification (No module named 'gradalign')")
@@ -66,7 +67,7 @@ def probe(overrides):
     print("some library talks\n" + json.dumps({"verl": "0.9.1", "settings": found}))
 
 
-def die(at):
+def die(at: str) -> None:
     where, _, how = os.environ.get("STUB_DIE", "").rpartition(":")
     if where == at and how == "exit":
         sys.exit("the cause")
@@ -77,7 +78,7 @@ def die(at):
             time.sleep(0.01)
 
 
-def merge(arguments):
+def merge(arguments: list[str]) -> None:
     given = dict(zip(arguments[1::2], arguments[2::2], strict=True))
     assert (arguments[0], given["--backend"]) == ("merge", "fsdp")
     out = Path(given["--target_dir"])
@@ -88,7 +89,7 @@ def merge(arguments):
     shutil.copytree(Path(given["--local_dir"]) / "huggingface", out, dirs_exist_ok=True)
 
 
-def train(values):
+def train(values: dict[str, Any]) -> None:
     import numpy as np
     from safetensors.numpy import load_file, save_file
 

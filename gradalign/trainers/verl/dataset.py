@@ -30,7 +30,7 @@ class SelectedDataset(RLHFDataset):
 
     def maybe_filter_out_long_prompts(self, dataframe: Any = None) -> Any:
         """The chosen rows; called by verl with all rows of the files."""
-        files = _texts(self.original_data_files)
+        files = _texts(self.original_data_files) or []
         if not is_training(files, _texts(self.config.get("train_files")), _texts(self.config.get("val_files"))):
             return super().maybe_filter_out_long_prompts(dataframe)
         if self.max_samples > 0:
@@ -42,7 +42,7 @@ class SelectedDataset(RLHFDataset):
         selection = Selection.read(None if values is None else OmegaConf.to_container(OmegaConf.create(values)))
         named = (selection.key_field or "").split(".")[0]
         needed = [name for name in dataframe.column_names if name in (self.prompt_key, "key", "extra_info", named)]
-        rows = selection.rows(dataframe.select_columns(needed), self.prompt_key, ", ".join(files or ()))
+        rows = selection.rows(dataframe.select_columns(needed), self.prompt_key, ", ".join(files))
         kept = super().maybe_filter_out_long_prompts(dataframe.select(rows))
         if len(kept) == 0:
             raise GradAlignError(
