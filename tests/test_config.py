@@ -19,6 +19,7 @@ from gradalign.cli.rollout import RolloutOptions
 from gradalign.cli.score import ScoreOptions
 from gradalign.cli.select import SelectOptions
 from gradalign.cli.train import TrainOptions
+from gradalign.cli.verl import VerlOptions
 from gradalign.config import Options, parse, resolved
 from gradalign.errors import GradAlignError
 
@@ -26,6 +27,7 @@ KINDS: dict[str, type[Options]] = {
     "demo": DemoOptions, "rollout": RolloutOptions, "score": ScoreOptions, "select": SelectOptions,
     "train": TrainOptions, "audit": AuditOptions, "bench speed": SpeedOptions, "bench fidelity": FidelityOptions,
     "bench audit": AuditBenchOptions, "reward": CheckOptions, "pool": PoolOptions, "report": ReportOptions,
+    "verl": VerlOptions,
 }  # fmt: skip
 SCORE = ["--model", "m", "--candidates", "c.jsonl", "--validation", "v.jsonl", "--out", "s.parquet"]
 

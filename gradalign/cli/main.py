@@ -20,6 +20,7 @@ COMMANDS = {
     "score": "align rollouts that exist with a validation set's policy gradient",
     "select": "sample, score and choose: which problems to train on now",
     "train": "TRL's GRPO on problems chosen as the policy moves",
+    "verl": "verl's trainer in rounds, on problems chosen as the policy moves",
     "audit": "problems whose reward is probably wrong, at a false-discovery rate",
     "reward": "what a reward accepts and rejects, how long it takes",
     "report": "one page to look at: what runs chose, why, and what came of it",

@@ -41,7 +41,7 @@ class RolloutOptions(RewardOptions, SamplingOptions, ProblemOptions, SamplerOpti
     @model_validator(mode="after")
     def _one_at_work(self) -> RolloutOptions:
         if self.executor != "local" and self.sampler != "policy":
-            raise ValueError(f"--executor {self.executor} and --sampler {self.sampler} exclude each other; leave one out")
+            raise ValueError(f"--executor {self.executor} and --sampler {self.sampler} exclude each other; take one")
         return self
 
 
