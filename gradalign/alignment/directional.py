@@ -112,7 +112,7 @@ class Directional:
         while True:
             passes = self._passes(groups)
             with torch.no_grad():
-                values = self.budget.attempt(partial(self._logprobs, passes), passes, self.packed)
+                values = self.budget.attempt(partial(self._all_logprobs, passes), passes, self.packed)
             if values is not None:
                 return list(zip(passes, values, strict=True))
 
@@ -207,26 +207,27 @@ class Directional:
         """(rollouts of its rows,) derivatives of each pass."""
         if self.difference == "forward-mode":
             with tangent(self.policy, direction) as factor:
-                return [values / factor for values in self._logprobs(passes, tangents=True)]
+                return [values / factor for values in self._all_logprobs(passes, tangents=True)]
         with movable(self.policy, direction) as move:
             move(length)
-            ahead = self._logprobs(passes)
+            ahead = self._all_logprobs(passes)
             if recorded is not None:
                 return [(a - base) / length for a, (_, base) in zip(ahead, recorded, strict=True)]
             move(-length)
-            return [(a - b) / (2 * length) for a, b in zip(ahead, self._logprobs(passes), strict=True)]
+            return [(a - b) / (2 * length) for a, b in zip(ahead, self._all_logprobs(passes), strict=True)]
 
-    def _logprobs(self, passes: Sequence[list[Row]], tangents: bool = False) -> list[Floats]:
-        """(rollouts of its rows,) log pi(y_k) of each pass, summed over counted tokens, or their tangents."""
+    def _all_logprobs(self, passes: Sequence[list[Row]], tangents: bool = False) -> list[Floats]:
+        """What `_logprobs` gives of each pass."""
         found = [np.zeros(sum(len(row.rollouts) for row in rows)) for rows in passes]
         for number, rows in turns(self.policy, passes):
-            values = self._of_rows(rows, tangents)
+            values = self._logprobs(rows, tangents)
             if number is not None:
                 found[number][:] = values
         gathered(self.policy, found)
         return found
 
-    def _of_rows(self, rows: Sequence[Row], tangents: bool) -> Floats:
+    def _logprobs(self, rows: Sequence[Row], tangents: bool = False) -> Floats:
+        """(rollouts of the rows,) log pi(y_k), summed over counted tokens, or their tangents."""
         batch = lay_out(rows, self.packed, self.policy.device)
         values = token_logprobs(self.split, batch, self.objective.temperature)
         if tangents:

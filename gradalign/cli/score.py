@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import model_validator
 
-from gradalign.alignment.align import score
+from gradalign.alignment.align import Scored, score, silent
 from gradalign.alignment.direction import Direction
 from gradalign.alignment.saved import is_direction, load_direction, origin_of, save_direction
 from gradalign.alignment.table import is_alignments, write_alignments
 from gradalign.cli.options import PolicyOptions, ScoringOptions, SelectionOptions, distinct
 from gradalign.config import parse, resolved
 from gradalign.curriculum.folder import claim
-from gradalign.errors import GradAlignError, warn
+from gradalign.errors import GradAlignError, GradAlignWarning, warn
 from gradalign.files import check_writable, write_json
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
+from gradalign.policy.shards import leads, leave
 from gradalign.report.console import alignment_tables, progress_bars, show, show_scoring, times
 from gradalign.rollouts.references import read_references
 from gradalign.rollouts.table import Limits, OnBadRow, read_rollouts
-from gradalign.selection import check_rollouts, choose
+from gradalign.selection import Strategy, check_rollouts, choose
 
 
 class ScoreOptions(SelectionOptions, ScoringOptions, PolicyOptions):
@@ -41,6 +44,9 @@ class ScoreOptions(SelectionOptions, ScoringOptions, PolicyOptions):
     """Keep the validation set's direction in this file (.safetensors), for later runs' --direction."""
     out: Path
     """Alignment table to write (.parquet); its configuration lands beside it."""
+    shard: bool = False
+    """Cut the policy and the direction over the processes of torchrun, for policies larger than one device:
+    `torchrun --nproc-per-node N -m gradalign score ... --shard`; engines exact and directional."""
     on_bad_row: OnBadRow = "stop"
     """A row that cannot be scored stops the run, or marks its problem no_tokens or failed."""
 
@@ -78,13 +84,12 @@ def run(arguments: Sequence[str]) -> None:
     read = [path for path in given if path is not None]
     distinct("out", options.out, *read)
     config = options.out.with_suffix(".config.json")
-    claim(config, "score", options.out)
-    if options.out.exists() and not is_alignments(options.out):
-        raise GradAlignError(f"option --out: {options.out} exists and is no alignment table; name another file")
-    check_writable(options.out)
-    if options.save_direction is not None:
-        _check_place(options.save_direction, [*read, config])
-    policy = options.policy(options.parameters)
+    first = leads() or not options.shard
+    if first:
+        _check_out(options, config, read)
+    else:
+        warnings.simplefilter("ignore", GradAlignWarning)  # the first process speaks
+    policy = options.policy(options.parameters, options.shard)
     limits = Limits.of(policy)
     candidates = read_rollouts(options.candidates, limits, options.on_bad_row)
     validation: list[Group] = []
@@ -99,7 +104,7 @@ def run(arguments: Sequence[str]) -> None:
         _warn_if_stale(options.direction, policy)
     compare(policy, candidates, validation, references)
     check_rollouts(strategy, max((len(group.rollouts) for group in candidates), default=0))
-    with progress_bars() as progress:
+    with progress_bars() if first else contextlib.nullcontext(silent) as progress:
         scored = score(
             policy, candidates, validation, options.objective, options.engine, options.batch_tokens,
             options.contributions, options.unit, options.seed, progress, direction, options.difference,
@@ -107,6 +112,14 @@ def run(arguments: Sequence[str]) -> None:
         )  # fmt: skip
     if options.save_direction is not None:
         save_direction(options.save_direction, policy, options.objective, scored.direction)
+    if options.shard:
+        leave()
+    if first:
+        _write(options, config, policy, strategy, scored)
+
+
+def _write(options: ScoreOptions, config: Path, policy: Policy, strategy: Strategy, scored: Scored) -> None:
+    """Choose, write, show."""
     choose(scored.alignments, strategy, options.size, options.seed)
     write_alignments(options.out, scored.alignments)
     facts = {
@@ -127,6 +140,16 @@ def run(arguments: Sequence[str]) -> None:
         show(made)
     saved = "" if options.save_direction is None else f", and the direction to {options.save_direction}"
     show(f"wrote {options.out} and {config}{saved}")
+
+
+def _check_out(options: ScoreOptions, config: Path, read: Sequence[Path]) -> None:
+    """Refuse places for the results that are none."""
+    claim(config, "score", options.out)
+    if options.out.exists() and not is_alignments(options.out):
+        raise GradAlignError(f"option --out: {options.out} exists and is no alignment table; name another file")
+    check_writable(options.out)
+    if options.save_direction is not None:
+        _check_place(options.save_direction, [*read, config])
 
 
 def _check_place(path: Path, others: Sequence[Path]) -> None:

@@ -151,6 +151,16 @@ def join(device: str) -> torch.device:
     return torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
 
 
+def leads() -> bool:
+    """Whether this is the process that writes and speaks, as torchrun has numbered them."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def leave() -> None:
+    """Part from the other processes, when all is done."""
+    torch.distributed.destroy_process_group()
+
+
 def load_cut(read: Callable[[], Any], device: torch.device) -> Shards:
     """Cut a model over all processes.
 
