@@ -10,6 +10,7 @@ several; only then is a whole gradient carried between them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+
 import numpy as np
 import torch
 

@@ -119,7 +119,7 @@ class Policy:
         digest = hashlib.sha256()
         for name, tensor in self.model.state_dict().items():
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(whole(tensor).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(whole(tensor).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
 
     def decode(self, ids: Sequence[int]) -> str:

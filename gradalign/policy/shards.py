@@ -21,26 +21,26 @@ from gradalign.errors import GradAlignError
 from gradalign.processes import Processes
 
 
-def local(tensor: torch.Tensor) -> torch.Tensor:
+def local(tensor: Any) -> torch.Tensor:
     """This process's part of a tensor that is cut, in the same memory; any other tensor as it is."""
     return tensor.detach().to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def whole(tensor: Any) -> torch.Tensor:
     """A tensor that is cut, put together in every process, all of which must ask; any other tensor as it is."""
     return tensor.detach().full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def rows(tensor: torch.Tensor) -> slice:
+def rows(tensor: Any) -> slice:
     """This process's rows of a tensor; all of them where it is not cut."""
     if not hasattr(tensor, "to_local"):
         return slice(0, len(tensor))
-    mesh: Any = tensor.device_mesh
+    mesh = tensor.device_mesh
     start = min(len(tensor), mesh.get_local_rank() * -(-len(tensor) // mesh.size()))
     return slice(start, start + len(local(tensor)))
 
 
-def cut_like(tensor: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+def cut_like(tensor: Any, part: torch.Tensor) -> torch.Tensor:
     """A tensor cut as ``tensor`` is, of which this process holds ``part``; ``part`` itself where it is not cut."""
     if not hasattr(tensor, "to_local"):
         return part
@@ -51,22 +51,20 @@ def cut_like(tensor: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
     )
 
 
-def add_cut(to: torch.Tensor, own: torch.Tensor) -> None:
+def add_cut(to: Any, own: torch.Tensor) -> None:
     """Add every process's ``own`` tensor of the whole shape to the cut tensor ``to``."""
     from torch.distributed.tensor import DTensor, Partial
 
-    given: Any = to
-    summed = DTensor.from_local(own, given.device_mesh, [Partial()], run_check=False)
-    local(to).add_(summed.redistribute(placements=given.placements).to_local())
+    summed = DTensor.from_local(own, to.device_mesh, [Partial()], run_check=False)
+    local(to).add_(summed.redistribute(placements=to.placements).to_local())
 
 
-def over_parts(value: float, tensor: torch.Tensor) -> float:
+def over_parts(value: float, tensor: Any) -> float:
     """The sum over all processes of what each found on its part of ``tensor``; ``value`` itself where it is not cut."""
     if not hasattr(tensor, "to_local"):
         return value
-    mesh: Any = tensor.device_mesh
     total = torch.tensor(value, dtype=torch.float64, device=tensor.device)
-    torch.distributed.all_reduce(total, group=mesh.get_group())
+    torch.distributed.all_reduce(total, group=tensor.device_mesh.get_group())
     return float(total)
 
 
@@ -106,7 +104,7 @@ class Shards:
         """Identities of the modules that blocks (or an embedding cut by itself) make whole while they compute."""
         from torch.distributed.fsdp import FSDPModule
 
-        units = [m for m in self.model.modules() if isinstance(m, FSDPModule) and m is not self.model]
+        units: list[Any] = [m for m in self.model.modules() if isinstance(m, FSDPModule) and m is not self.model]
         return {id(module) for unit in units for module in unit.modules()}
 
     def add_up(self, arrays: list[NDArray[np.float64]]) -> None:
