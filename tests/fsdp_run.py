@@ -64,8 +64,8 @@ def write_rows(folder: Path) -> None:
     for name, some in zip(("candidates", "validation"), groups(), strict=False):
         rows = [
             {
-                "key": group.key, "prompt_ids": group.prompt_ids.tolist(), "response_ids": rollout.response_ids.tolist(),
-                "response_mask": rollout.mask.tolist(), "reward": rollout.reward,
+                "key": group.key, "prompt_ids": group.prompt_ids.tolist(), "reward": rollout.reward,
+                "response_ids": rollout.response_ids.tolist(), "response_mask": rollout.mask.tolist(),
             }
             for group in some
             for rollout in group.rollouts

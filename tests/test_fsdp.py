@@ -194,8 +194,9 @@ def test_passes_side_by_side_hold_every_group_once_and_split_only_one_that_is_al
     each = [Weighted(g, np.ones(len(g.rollouts)), 1.0, np.arange(len(g.rollouts))) for g in groups]
     calls: list[tuple[list[Group], list[list[Any]]]] = []
 
-    def run(some: list[Weighted], passes: list[list[Any]]) -> None:
+    def run(some: list[Weighted], passes: list[list[Any]]) -> bool:
         calls.append(([one.group for one in some], passes))
+        return True
 
     list(over_batches(each, Budget(60), True, True, run, abreast))
     assert [group.key for some, _ in calls for group in some] == [group.key for group in groups]
