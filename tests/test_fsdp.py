@@ -63,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data.normal_(std=0.3)
-    adapted.save_pretrained(folder / "lora")
+    adapted.save_pretrained(str(folder / "lora"))
     write_rows(folder)
     (folder / "whole.json").write_text(json.dumps(everything(folder, False)))
     torchrun(str(folder))
