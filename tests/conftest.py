@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import hypothesis
 import numpy as np
+import psutil
 import pytest
 import torch
 import transformers
@@ -129,8 +132,27 @@ def gradalign(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
 
 def spawn(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a command in a process of its own."""
-    command = [sys.executable, "-m", "gradalign", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
+    return finish([sys.executable, "-m", "gradalign", *map(str, arguments)], **options)
+
+
+def finish(command: list[str], seconds: float = 300, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; beyond its time it fails, and nothing that it has started lives on.
+
+    `subprocess.run` would kill the command alone, and then wait for its children, who hold the pipes.
+    """
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        with psutil.Popen(command, stdout=out, stderr=err, text=True, **options) as process:
+            try:
+                process.wait(seconds)
+            except psutil.TimeoutExpired:
+                for one in [*process.children(recursive=True), process]:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        one.kill()
+                err.seek(0)
+                pytest.fail(f"not done in {seconds} s: {' '.join(command)[:300]}\n{err.read()[-3000:]}")
+        for file in (out, err):
+            file.seek(0)
+        return subprocess.CompletedProcess(command, process.returncode, out.read(), err.read())
 
 
 def _missing(what: str) -> None:
@@ -180,4 +202,4 @@ def smollm2() -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
-__all__ = ["EMBEDDED", "Ran", "make_groups", "make_policy", "spawn"]
+__all__ = ["EMBEDDED", "Ran", "finish", "make_groups", "make_policy", "spawn"]

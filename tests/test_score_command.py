@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -253,12 +252,9 @@ def test_a_full_disk_loses_nothing(llama_folder: Path, files: tuple[Path, Path],
     assert spawn(*arguments(llama_folder, files, out)).returncode == 0
     before = out.read_bytes()
     assert len(before) > 2000
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-
-    command = [sys.executable, "-m", "gradalign", *map(str, arguments(llama_folder, files, out, "--seed", "5"))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, preexec_fn=limit, check=False)
+    code = "from resource import *; setrlimit(RLIMIT_FSIZE, (2000, 2000)); import runpy; runpy.run_module('gradalign')"
+    command = [sys.executable, "-c", code, *map(str, arguments(llama_folder, files, out, "--seed", "5"))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2, done.stderr
     assert f"{out}: cannot be written (File too large)" in done.stderr
     assert "Traceback" not in done.stderr

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.conftest import finish
 
 ROUND = [
     ("sampling", 3, False), ("rollouts written", 2, True), ("scoring", 4, False), ("round's numbers written", 2, True),
@@ -28,9 +29,7 @@ BATCH = [("direction", 2, True), ("forward-only scoring", 4, False), ("optimiser
 )
 def test_kills(tmp_path: Path, kills: list[tuple[str, int, bool]], options: dict[str, Any]) -> None:
     command = [sys.executable, "-W", "ignore", "-m", "tests.kill_run", str(tmp_path), json.dumps(kills)]
-    done = subprocess.run(
-        [*command, json.dumps({"max_steps": 6, **options})], capture_output=True, text=True, timeout=600, check=False
-    )
+    done = finish([*command, json.dumps({"max_steps": 6, **options})], 400)
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(done.stdout)
     assert [(r["point"], r["call"]) for r in results] == [(point, call) for point, call, _ in kills]

@@ -15,16 +15,14 @@ from safetensors.torch import load_file
 
 from gradalign.alignment.table import read_alignments
 from gradalign.files import read_json
+from tests.conftest import finish
 from tests.trl_run import datasets, trainer
 
 
 def torchrun(options: dict[str, Any], module: str = "tests.trl_run") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    return subprocess.run(
-        [*command, "-m", module, json.dumps(options)], capture_output=True, text=True, timeout=240, check=False,
-        env=environment,
-    )  # fmt: skip
+    return finish([*command, "-m", module, json.dumps(options)], env=environment)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
@@ -22,10 +22,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gradalign.bench.regime_arms import ARMS, HEADLINE, ORACLE
-from gradalign.bench.regime_beds import BEDS, REWARD, SHARES, Bed, Sizes
+from gradalign.bench.regime_beds import BEDS, REWARD, SHARES, Bed, Rates, Sizes
 from gradalign.bench.regime_rows import Rows
 from gradalign.errors import GradAlignError
-from gradalign.policy.load import load_policy
+from gradalign.policy.load import Policy, load_policy
 from gradalign.problems.schema import Problem
 from gradalign.rollouts.sample import Sampling
 from gradalign.rollouts.sampler import PolicySampler, sampled
@@ -102,13 +102,34 @@ class RegimesPlan:
         ]
 
 
-def measure_regimes(plan: RegimesPlan, rows: Rows, tell: Callable[[str], None]) -> None:
+@dataclass(frozen=True)
+class Subject:
+    """Whom the regimes are tried on.
+
+    Attributes:
+        load: gives the policy before training.
+        beds: name -> the regime it is of, and what makes it.
+        settings: fields of `GradAlignConfig` of its own.
+        lora: arguments of `peft.LoraConfig`; None trains all parameters.
+    """
+
+    load: Callable[[], Policy]
+    beds: Mapping[str, tuple[str, Callable[[Sizes, int, Rates], Bed]]]
+    settings: Mapping[str, Any]
+    lora: dict[str, Any] | None = None
+
+
+EMBEDDED = Subject(lambda: load_policy("embedded", device="cpu"), BEDS, {"max_completion_length": 16})
+
+
+def measure_regimes(plan: RegimesPlan, rows: Rows, tell: Callable[[str], None], subject: Subject = EMBEDDED) -> None:
     """Run what ``rows`` lacks; several processes may share the work.
 
     Args:
         plan: what is run.
         rows: where it is kept.
         tell: gets a line for every run.
+        subject: whom on.
 
     Raises:
         GradAlignError: training fails.
@@ -121,7 +142,7 @@ def measure_regimes(plan: RegimesPlan, rows: Rows, tell: Callable[[str], None]) 
                 if rows.has(arm, seed):
                     continue
                 start = time.perf_counter()
-                row = run(plan.bed, arm, seed, plan.setting)
+                row = run(plan.bed, arm, seed, plan.setting, subject)
                 spent.append(time.perf_counter() - start)
                 rows.keep({**row, "seconds": round(spent[-1], 1)})
         except Timeout:
@@ -133,16 +154,16 @@ def measure_regimes(plan: RegimesPlan, rows: Rows, tell: Callable[[str], None]) 
         )
 
 
-def run(bed_name: str, arm: str, seed: int, setting: Setting) -> dict[str, Any]:
+def run(bed_name: str, arm: str, seed: int, setting: Setting, subject: Subject = EMBEDDED) -> dict[str, Any]:
     """One run, as a row of the results."""
-    regime, make = BEDS[bed_name]
+    regime, make = subject.beds[bed_name]
     bed = make(setting.sizes, seed, _rates)
     check_bed(bed, setting)
     with tempfile.TemporaryDirectory() as folder:
         trainer = TrainJob(
-            load_policy("embedded", device="cpu"), bed.reward, _args(arm, seed, setting, bed, Path(folder)),
+            subject.load(), bed.reward, _args(arm, seed, setting, bed, Path(folder), subject.settings),
             bed.pool, bed.validation, bed.test,
-        ).run()  # fmt: skip
+        ).run(subject.lora)  # fmt: skip
         curriculum = trainer.curriculum
         assert curriculum is not None
         spent = _spent(trainer.state.log_history, setting)
@@ -180,7 +201,9 @@ def check_bed(bed: Bed, setting: Setting) -> None:
         )
 
 
-def _args(arm: str, seed: int, setting: Setting, bed: Bed, folder: Path) -> GradAlignConfig:
+def _args(
+    arm: str, seed: int, setting: Setting, bed: Bed, folder: Path, settings: Mapping[str, Any]
+) -> GradAlignConfig:
     own = dict(ARMS[arm])
     if arm == ORACLE:
         listed = folder / "good.txt"
@@ -194,13 +217,18 @@ def _args(arm: str, seed: int, setting: Setting, bed: Bed, folder: Path) -> Grad
             "chunk": setting.chunk, "top": min(len(bed.pool), setting.top * (setting.rounds if whole else 1)),
             "rollouts": setting.rollouts * (2 if "budget" in own else 1),
         }  # fmt: skip
+    size = settings.get("per_device_train_batch_size", setting.batch)
+    usual = {
+        "per_device_train_batch_size": size, "gradient_accumulation_steps": setting.batch // size,
+        "per_device_eval_batch_size": 1024,
+    }  # fmt: skip
     return GradAlignConfig(
-        str(folder / "run"), **own, seed=seed, steps_per_round=setting.steps,
+        str(folder / "run"), **own, **{**usual, **settings}, seed=seed, steps_per_round=setting.steps,
         max_steps=setting.rounds_of(arm) * setting.steps,
         validation_rollouts=setting.validation_rollouts, noise_patience=0,
-        per_device_train_batch_size=setting.batch, num_generations=setting.rollouts, max_completion_length=16,
+        num_generations=setting.rollouts,
         learning_rate=setting.learning_rate, lr_scheduler_type="constant", scale_rewards="none",
-        gradient_checkpointing=False, eval_strategy="epoch", eval_on_start=True, per_device_eval_batch_size=1024,
+        gradient_checkpointing=False, eval_strategy="epoch", eval_on_start=True,
         num_generations_eval=setting.test_rollouts, save_strategy="no", logging_steps=setting.steps,
         report_to="none", disable_tqdm=True, use_cpu=True,
     )  # fmt: skip
@@ -219,7 +247,7 @@ def _spent(history: list[dict[str, Any]], setting: Setting) -> list[int]:
 
 def _rates(problems: Sequence[Problem]) -> list[float]:
     """Pass rates under the embedded policy, of 16 responses each, those of 0 and 1 left out."""
-    policy = load_policy("embedded", device="cpu")
+    policy = EMBEDDED.load()
     groups = sampled(PolicySampler(policy, REWARD, Sampling(16, max_new_tokens=16, seed=0)), problems)
     return [rate for group in groups if 0 < (rate := float(group.rewards.mean())) < 1] or [0.5]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import inspect
 import math
@@ -15,7 +14,7 @@ from typing import Any
 from gradalign.errors import GradAlignError
 from gradalign.problems.schema import Problem
 from gradalign.rewards.coin import Coin
-from gradalign.rewards.limit import OutOfTimeError, time_limit
+from gradalign.rewards.limit import OutOfTimeError, within
 
 RewardFunction = Callable[..., Sequence[float]]
 """``f(prompts=..., completions=..., completion_ids=..., **columns) -> rewards``, all lists with one item a response; a
@@ -111,11 +110,12 @@ class Reward:
         return str(getattr(self.function, "__module__", "")).startswith(f"{__package__}.")
 
     def _call(self, where: str, columns: dict[str, Any]) -> Any:
-        limited = not getattr(self.function, "limits_itself", False)
+        def work() -> Any:
+            value: Any = self.function(**columns)
+            return asyncio.run(value) if inspect.iscoroutine(value) else value
+
         try:
-            with time_limit(self.timeout) if limited else contextlib.nullcontext():
-                value: Any = self.function(**columns)
-                return asyncio.run(value) if inspect.iscoroutine(value) else value
+            return work() if getattr(self.function, "limits_itself", False) else within(self.timeout, work)
         except OutOfTimeError as error:
             raise GradAlignError(
                 f"{where}: no answer within {self.timeout:g} s; mend it, or raise --reward-timeout"

@@ -1,0 +1,132 @@
+r"""Do the first two regimes look the same on a real model? SmolLM2-135M-Instruct with a LoRA adapter, on word problems.
+
+    python examples/smollm2_mawps/prepare.py MAWPS_FOLDER DATA 64
+    python benchmarks/regimes_smollm2.py --model MODEL --data DATA --bed coins
+
+Bed ``coins``: MAWPS problems, half of the pool paid by a fair coin, another half for every seed. Bed ``imbalance``:
+MAWPS is the validation and the test set and a tenth of the pool, sums of one to three numbers are the rest. Goes on
+where it was interrupted, run by run; several processes share the work. What `gradalign bench regimes` measures, in its
+form; hours on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from gradalign.bench.machine import machine
+from gradalign.bench.regime_beds import SHARES, Bed, Rates, Sizes
+from gradalign.bench.regime_rows import Rows
+from gradalign.bench.regime_tables import finish_regimes
+from gradalign.bench.regimes import RegimesPlan, Setting, Subject, identity, measure_regimes
+from gradalign.config import Options, resolved
+from gradalign.policy.load import Policy, load_policy
+from gradalign.problems.embedded import FAMILIES, make_pool
+from gradalign.problems.prompts import Asking
+from gradalign.problems.read import read_problems
+from gradalign.problems.schema import Problem, uniform_hash
+from gradalign.rewards.base import Reward
+from gradalign.rewards.coin import Coin
+from gradalign.rewards.find import find_reward
+
+TEMPLATE = Path(__file__).parents[1] / "examples" / "smollm2_mawps" / "template.txt"
+ARMS = ("random", "accgreedy", "gradalign", "guarded", "nearest", "oracle")
+LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+SETTINGS = {
+    "max_completion_length": 24, "temperature": 0.7, "loss_type": "dapo", "beta": 0.0,
+    "per_device_train_batch_size": 16, "per_device_eval_batch_size": 64, "batch_rollouts": 128,
+}  # fmt: skip
+SETTING = {
+    "coins": Setting(Sizes(109, 40, 64, 0.5), 5, 4, 48, 16, 8, 8, 4, 64, 2e-4),
+    "imbalance": Setting(Sizes(240, 40, 64, 0.1), 5, 4, 120, 12, 8, 8, 4, 64, 2e-4),
+}
+"""Bed -> sizes; a run of five rounds of four steps."""
+
+
+class BenchOptions(Options):
+    """What the numbers depend on."""
+
+    bed: str
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    threads: int
+
+
+def main() -> None:
+    """Run what is missing and write ``smollm2-BED.json`` and ``.md`` beside the other regimes, or at --out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--bed", choices=list(SETTING), required=True)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    options = BenchOptions(bed=given.bed, arms=tuple(given.arms), seeds=tuple(given.seeds), threads=given.threads)
+    known = resolved("benchmarks/regimes_smollm2.py", options)
+    origin = {"commit": known["commit"], **known["versions"], "cpu": machine(torch.device("cpu"))["cpu"]}
+    setting = SETTING[given.bed]
+    subject = Subject(lambda: _policy(given.model), _beds(given.data), SETTINGS, LORA)
+    facts = {
+        "regime": subject.beds[given.bed][0], "bed": given.bed, "setting": identity(setting),
+        "policy": "SmolLM2-135M-Instruct", "lora": LORA, "trainer": SETTINGS,
+    }  # fmt: skip
+    out = given.out or Path(__file__).parent / "regimes" / f"smollm2-{given.bed}.json"
+    rows = Rows(out, facts, origin, finish_regimes)
+    measure_regimes(
+        RegimesPlan(given.bed, options.arms, options.seeds, len(options.seeds), setting), rows, print, subject
+    )
+    rows.refresh()
+
+
+def _policy(model: str) -> Policy:
+    """The model; a line break ends a response, too."""
+    policy = load_policy(model, dtype="float32", device="cpu")
+    config, tokenizer = policy.model.generation_config, policy.tokenizer
+    assert config is not None
+    config.eos_token_id = [tokenizer.eos_token_id, *tokenizer.encode("\n", add_special_tokens=False)]
+    return policy
+
+
+def _beds(data: Path) -> dict[str, tuple[str, Callable[[Sizes, int, Rates], Bed]]]:
+    asking = Asking(TEMPLATE.read_text(encoding="utf-8"))
+
+    def asked(problems: Sequence[Problem]) -> list[Problem]:
+        return [asking(problem) for problem in problems]
+
+    pool, validation, test = (asked(read_problems(str(data / f"{n}.jsonl"))) for n in ("pool", "validation", "test"))
+    reward = Reward("number", find_reward("number"))
+
+    def coins(sizes: Sizes, seed: int, rates: Rates) -> Bed:
+        coin = Coin(1 - sizes.share, seed)
+        good = frozenset(p.key for p in pool if not coin.corrupts(p.key))
+        paid = Reward(reward.name, reward.function, coin=coin)
+        return Bed(pool[: sizes.pool], validation[: sizes.validation], test[: sizes.test], good, paid)
+
+    def imbalance(sizes: Sizes, seed: int, rates: Rates) -> Bed:
+        count = round(sizes.share * sizes.pool)
+        target = sorted(pool, key=lambda p: uniform_hash("target", seed, p.key))[:count]
+        sums = [p for p in make_pool("arithmetic", 2 * sizes.pool, seed) if p.source in FAMILIES]
+        others = asked([_spoken(p) for p in sums[: sizes.pool - count]])
+        mixed = sorted([*target, *others], key=lambda p: uniform_hash("order", seed, p.key))
+        good = frozenset(p.key for p in target)
+        return Bed(mixed, validation[: sizes.validation], test[: sizes.test], good, reward)
+
+    regimes = list(SHARES)
+    return {"coins": (regimes[0], coins), "imbalance": (regimes[1], imbalance)}
+
+
+def _spoken(problem: Problem) -> Problem:
+    """A sum as a question."""
+    text = re.sub(r"([-+*])", r" \1 ", str(problem.prompt).rstrip("="))
+    return Problem(problem.key, f"What is {text}?", problem.answer, problem.source)
+
+
+if __name__ == "__main__":
+    main()
