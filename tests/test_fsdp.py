@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import peft
-import psutil
 import pytest
 import torch
 import transformers
@@ -27,27 +24,10 @@ from gradalign.files import read_json
 from gradalign.policy.group import Group
 from gradalign.policy.packing import rows_of
 from gradalign.trainers.trl.model import require_whole
-from tests.conftest import Ran, _common, make_groups, make_policy
+from tests.conftest import Ran, _common, finish, make_groups, make_policy
 from tests.fsdp_run import CASES, NAMES, command, everything, write_rows
 
 BLOCKS = 8
-
-
-def torchrun(*arguments: str) -> None:
-    """Two processes of `tests.fsdp_run`; neither they nor what started them outlive the call."""
-    launch = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    started = psutil.Popen(
-        [*launch, "-m", "tests.fsdp_run", *arguments], env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    try:
-        output, _ = started.communicate(timeout=300)
-    finally:
-        left = [started, *started.children(recursive=True)] if started.is_running() else []
-        for process in left:
-            process.kill()
-    assert started.returncode == 0, output[-3000:]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     adapted.save_pretrained(str(folder / "lora"))
     write_rows(folder)
     (folder / "whole.json").write_text(json.dumps(everything(folder, False)))
-    torchrun(str(folder))
+    launch = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = finish([*launch, "-m", "tests.fsdp_run", str(folder)])
+    assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
@@ -170,6 +152,11 @@ def test_a_direction_written_tensor_by_tensor_is_the_file_that_safetensors_write
 
 def test_shard_without_torchrun_says_how_to_start(folder: Path, gradalign: Callable[..., Ran]) -> None:
     assert "start with `torchrun --nproc-per-node N" in gradalign(*command(folder, "alone", "--shard")).error
+
+
+def test_the_command_refuses_before_it_loads_anything(gradalign: Callable[..., Ran]) -> None:
+    refused = gradalign(*command(Path("nowhere"), "alone", "--shard", "--engine", "sketch")).error
+    assert "engine sketch takes a policy that is whole" in refused
 
 
 def test_shard_leaves_the_number_of_the_device_open(

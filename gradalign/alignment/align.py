@@ -108,7 +108,8 @@ class Scorer:
 
     def __post_init__(self) -> None:
         provides(self.engine, self.contributions)
-        check_cut(self.engine, self.policy, self.offload, self.processes)
+        if self.policy.shards is not None:
+            check_cut(self.engine, self.offload, self.processes)
         self.contributions = self.contributions and self.engine in ("exact", "sketch")  # the others give them anyway
         if self.forward_only:
             check_difference(self.engine, self.policy, self.difference)

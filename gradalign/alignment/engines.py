@@ -33,14 +33,13 @@ def provides(engine: str, contributions: bool) -> frozenset[str]:
     return ENGINES[engine].provides | (Directional.provides if contributions else frozenset())
 
 
-def check_cut(engine: str, policy: Policy, offload: bool, processes: Processes) -> None:
-    """Refuse what a policy that is cut over processes does not allow.
+def check_cut(engine: str, offload: bool, processes: Processes) -> None:
+    """Refuse what a policy that is cut over processes (`gradalign.policy.shards`) does not allow.
 
     Raises:
-        GradAlignError: the engine keeps a policy or gradients whole; or the direction is to be in a file.
+        GradAlignError: the engine takes a policy that is whole; the direction is to be in a file; groups are shared
+            out over ``processes``.
     """
-    if policy.shards is None:
-        return
     if engine in ("reference", "sketch"):
         raise GradAlignError(
             f"shard: engine {engine} takes a policy that is whole in one process; take --engine exact or directional, "

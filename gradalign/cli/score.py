@@ -12,6 +12,7 @@ from pydantic import model_validator
 
 from gradalign.alignment.align import Scored, score, silent
 from gradalign.alignment.direction import Direction
+from gradalign.alignment.engines import check_cut
 from gradalign.alignment.saved import is_direction, load_direction, origin_of, save_direction
 from gradalign.alignment.table import is_alignments, write_alignments
 from gradalign.cli.options import PolicyOptions, ScoringOptions, SelectionOptions, distinct
@@ -22,6 +23,7 @@ from gradalign.files import check_writable, write_json
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
 from gradalign.policy.shards import leads, leave
+from gradalign.processes import ALONE
 from gradalign.report.console import alignment_tables, progress_bars, show, show_scoring, times
 from gradalign.rollouts.references import read_references
 from gradalign.rollouts.table import Limits, OnBadRow, read_rollouts
@@ -89,6 +91,8 @@ def run(arguments: Sequence[str]) -> None:
         _check_out(options, config, read)
     else:
         warnings.simplefilter("ignore", GradAlignWarning)  # the first process speaks
+    if options.shard:
+        check_cut(options.engine, options.offload, ALONE)
     policy = options.policy(options.parameters, options.shard)
     limits = Limits.of(policy)
     candidates = read_rollouts(options.candidates, limits, options.on_bad_row)
