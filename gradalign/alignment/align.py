@@ -13,7 +13,7 @@ import numpy as np
 from gradalign.alignment.combined import REFERENCE_WEIGHT, follow
 from gradalign.alignment.direction import Direction, build_direction, require_gradient, warn_of_noise
 from gradalign.alignment.directional import Directional
-from gradalign.alignment.engines import check_difference, check_wanted, provides
+from gradalign.alignment.engines import check_cut, check_difference, check_wanted, provides
 from gradalign.alignment.exact import Exact, Recorded
 from gradalign.alignment.learnalign import learnalign, require_rates
 from gradalign.alignment.record import Alignment, Numbers
@@ -23,7 +23,6 @@ from gradalign.alignment.sketch import USUAL, Sketch, Sketched, Sketching
 from gradalign.alignment.steps import Step
 from gradalign.alignment.sums import AddUp
 from gradalign.alignment.trusted import by_source, each_problem, require_compared
-from gradalign.errors import GradAlignError
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
 from gradalign.policy.logprobs import packs
@@ -69,7 +68,7 @@ class Scorer:
         reference_weight: share in (0, 1] of trusted responses in the direction, where there are some.
 
     Raises:
-        GradAlignError: unknown engine, or a difference that it cannot take; no features to keep.
+        GradAlignError: unknown engine, or a difference or a policy that it cannot take; no features to keep.
     """
 
     policy: Policy
@@ -91,12 +90,12 @@ class Scorer:
 
     def __post_init__(self) -> None:
         provides(self.engine, self.contributions)
+        if self.policy.shards is not None:
+            check_cut(self.engine, self.offload, self.processes)
         self.contributions = self.contributions and self.engine in ("exact", "sketch")  # the others give them anyway
         if self.forward_only:
             check_difference(self.engine, self.policy, self.difference)
-        check_wanted(self.engine, self.sketching, self.wanted)
-        if self.sketching.store is not None and self.processes.count > 1:
-            raise GradAlignError("a feature store is one process's; leave it out, or run one process")
+        check_wanted(self.engine, self.sketching, self.wanted, self.processes)
 
     @property
     def keeps(self) -> bool:

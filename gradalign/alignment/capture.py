@@ -13,7 +13,7 @@ which can tell groups apart only if it is given one at a time; they are warned o
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from gradalign.alignment.layers import Forward, recognise
-from gradalign.errors import warn
+from gradalign.errors import GradAlignError, warn
 from gradalign.policy.group import Group, Rollout
 from gradalign.policy.load import Policy
 from gradalign.policy.packing import Batch, lay_out, rows_of
@@ -61,6 +61,11 @@ class _Found:
         self.found.add(index)
 
 
+def _indices(module: torch.nn.Module, index: Mapping[int, int]) -> dict[str, int | None]:
+    """A module's own parameters by name: each one's place among the covered ones; None where it is none of them."""
+    return {name: index.get(id(p)) for name, p in module._parameters.items() if p is not None}
+
+
 class Capture:
     """The captured layers of a policy.
 
@@ -73,18 +78,27 @@ class Capture:
         head, head_bias: index of the output layer's weight and bias among the covered parameters; None where not.
         tied: index of the matrix that is both input embedding and output layer, where there is one.
         unknown: indices of the parameters that are left to autograd.
+
+    Raises:
+        GradAlignError: there are such, and the policy is cut over processes.
     """
 
     def __init__(self, policy: Policy, packed: bool) -> None:
         self.policy = policy
         self.sink: Sink | None = None
-        self.index = {id(parameter): i for i, parameter in enumerate(policy.parameters)}
+        index = {id(parameter): i for i, parameter in enumerate(policy.parameters)}
+        self.own = {module: _indices(module, index) for module in policy.model.modules()}
         self.split = Split(policy)
         if not self._take_in(packed):  # the head's weights are used where only autograd finds them
             self.split.join()
             self._take_in(packed)
-        own = self.split.module._parameters if self.split.module is not None else {}
-        self.head, self.head_bias = (self.index.get(id(own.get(name))) for name in ("weight", "bias"))
+        own = self.own[self.split.module] if self.split.module is not None else {}
+        self.head, self.head_bias = own.get("weight"), own.get("bias")
+        if self.unknown and policy.shards is not None:
+            raise GradAlignError(
+                f"shard: {len(self.unknown)} parameters (first: {policy.names[self.unknown[0]]}) are in layers of a "
+                "kind that gradients are not taken from group by group; leave them out by --parameters, or --shard"
+            )
         if self.unknown:
             names = [policy.names[i] for i in self.unknown]
             warn(
@@ -95,19 +109,21 @@ class Capture:
     def _take_in(self, packed: bool) -> bool:
         """Find the layers to capture; whether the head's gradient can be taken beside them."""
         head = self.split.module
-        owners: dict[int, list[torch.nn.Module]] = {i: [] for i in self.index.values()}
+        owners: dict[int, list[torch.nn.Module]] = {i: [] for i in range(len(self.policy.names))}
         layers: dict[torch.nn.Module, Forward] = {}
-        for module in self.policy.model.modules():
-            own = self._own(module)
-            for i in own:
-                owners[i].append(module)
-            if own and module is not head and (forward := recognise(module, self._to_sink, self.index)) is not None:
-                layers[module] = forward
-        batch = self._trial(packed)
-        for module in self._not_over_slots(layers, batch):
-            del layers[module]
-        self.tied: int | None = None
-        unknown = self._used_elsewhere(layers, batch)
+        with self.policy.opened():
+            for module in self.policy.model.modules():
+                own = self._own(module)
+                for i in own:
+                    owners[i].append(module)
+                if own and module is not head:
+                    forward = recognise(module, self._to_sink, self.own[module])
+                    layers |= {} if forward is None else {module: forward}
+            batch = self._trial(packed)
+            for module in self._not_over_slots(layers, batch):
+                del layers[module]
+            self.tied: int | None = None
+            unknown = self._used_elsewhere(layers, batch)
         for i, modules in owners.items():
             tied = len(modules) == 2 and head in modules and any(isinstance(m, torch.nn.Embedding) for m in modules)
             if tied:
@@ -124,7 +140,7 @@ class Capture:
         return head is None or not unknown & self._own(head)
 
     def _own(self, module: torch.nn.Module) -> set[int]:
-        return {self.index[id(p)] for p in module._parameters.values() if id(p) in self.index}
+        return {index for index in self.own[module].values() if index is not None}
 
     def _to_sink(self, kind: str, *factors: object) -> None:
         getattr(self.sink, kind)(*factors)
@@ -156,7 +172,7 @@ class Capture:
 
     def _used_elsewhere(self, layers: dict[torch.nn.Module, Forward], batch: Batch) -> set[int]:
         """Parameters that autograd finds a gradient of although their layers are captured."""
-        self.layers, self.unknown = layers, list(self.index.values())
+        self.layers, self.unknown = layers, list(range(len(self.policy.names)))
         sink: Any = _Found()
         with self.into(sink):
             hidden = self.split.hidden_states(batch)

@@ -27,6 +27,7 @@ from gradalign.alignment.projection import gaussian, parsed
 from gradalign.errors import GradAlignError
 from gradalign.policy.load import Policy
 from gradalign.policy.packing import Batch
+from gradalign.policy.shards import blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,17 +179,15 @@ def _named(policy: Policy, *modules: torch.nn.Module | None) -> list[str]:
 
 
 def _blocks(model: torch.nn.Module, count: int) -> list[torch.nn.Module]:
-    """The last ``count`` of the model's blocks: of the longest list of modules that is in no other list.
+    """The last ``count`` of the model's blocks.
 
     Raises:
         GradAlignError: it has fewer.
     """
-    lists = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.ModuleList)}
-    outer = [m for name, m in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
-    blocks = list(max(outer, key=len, default=[]))
-    if count > len(blocks):
-        raise GradAlignError(f"layers last:{count}: the model has {len(blocks)} blocks; take at most so many")
-    return blocks[-count:]
+    found = blocks(model)
+    if count > len(found):
+        raise GradAlignError(f"layers last:{count}: the model has {len(found)} blocks; take at most so many")
+    return found[-count:]
 
 
 def _linear(policy: Policy) -> dict[str, bool]:

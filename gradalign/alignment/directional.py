@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch.autograd import forward_ad
 
+from gradalign.alignment.cut import gathered, turns
 from gradalign.alignment.direction import Direction
 from gradalign.alignment.exact import Exact, Recorded
 from gradalign.alignment.moved import movable, tangent
@@ -84,7 +85,7 @@ class Directional:
     ) -> None:
         self.policy, self.objective, self.packed = policy, objective, packed
         self.difference = difference_for(policy, difference)
-        self.budget = Budget(batch_tokens)
+        self.budget = Budget(batch_tokens, alone=policy.shards is None)
         self.split = Split(policy)
         self.step: Step | None = None
 
@@ -111,7 +112,7 @@ class Directional:
         while True:
             passes = self._passes(groups)
             with torch.no_grad():
-                values = self.budget.attempt(lambda: [self._logprobs(rows) for rows in passes], passes, self.packed)  # noqa: B023
+                values = self.budget.attempt(partial(self._all_logprobs, passes), passes, self.packed)
             if values is not None:
                 return list(zip(passes, values, strict=True))
 
@@ -193,14 +194,24 @@ class Directional:
         """(rollouts of its rows,) derivatives of each pass."""
         if self.difference == "forward-mode":
             with tangent(self.policy, direction) as factor:
-                return [self._logprobs(rows, tangents=True) / factor for rows in passes]
+                return [values / factor for values in self._all_logprobs(passes, tangents=True)]
         with movable(self.policy, direction) as move:
             move(length)
-            ahead = [self._logprobs(rows) for rows in passes]
+            ahead = self._all_logprobs(passes)
             if recorded is not None:
                 return [(a - base) / length for a, (_, base) in zip(ahead, recorded, strict=True)]
             move(-length)
-            return [(a - self._logprobs(rows)) / (2 * length) for a, rows in zip(ahead, passes, strict=True)]
+            return [(a - b) / (2 * length) for a, b in zip(ahead, self._all_logprobs(passes), strict=True)]
+
+    def _all_logprobs(self, passes: Sequence[list[Row]], tangents: bool = False) -> list[Floats]:
+        """What `_logprobs` gives of each pass."""
+        found = [np.zeros(sum(len(row.rollouts) for row in rows)) for rows in passes]
+        for number, rows in turns(self.policy, passes):
+            values = self._logprobs(rows, tangents)
+            if number is not None:
+                found[number][:] = values
+        gathered(self.policy, found)
+        return found
 
     def _logprobs(self, rows: Sequence[Row], tangents: bool = False) -> Floats:
         """(rollouts of the rows,) log pi(y_k), summed over counted tokens, or their tangents."""

@@ -10,12 +10,11 @@ several; only then is a whole gradient carried between them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
 
 import numpy as np
 import torch
 
-from gradalign.alignment.capture import Sink
+from gradalign.alignment.cut import CutReduce, CutTotal, gathered, turns
 from gradalign.alignment.direction import Direction
 from gradalign.alignment.passes import Budget, Passes, Weighted, over_batches, weighted
 from gradalign.alignment.record import Floats, Numbers
@@ -26,7 +25,6 @@ from gradalign.policy.load import Policy
 from gradalign.policy.objective import Objective
 from gradalign.policy.packing import Batch, Row
 
-S = TypeVar("S", bound=Sink)
 Sums = list[tuple[float, float]]
 Recorded = list[tuple[list[Row], Floats]]
 """Of each pass: its rows, and (rollouts of the rows,) log-probabilities summed over counted tokens."""
@@ -49,8 +47,10 @@ class Exact:
         self, policy: Policy, objective: Objective, batch_tokens: int, packed: bool, passes: Passes | None = None
     ) -> None:
         self.policy, self.objective, self.packed = policy, objective, packed
-        self.budget = Budget(batch_tokens)
+        self.budget = Budget(batch_tokens, alone=policy.shards is None)
         self.passes = passes or Passes(policy, objective.temperature, packed)
+        capture = self.passes.capture
+        self.head = frozenset(index for index in (capture.head, capture.head_bias) if index is not None)
 
     def measure(
         self, groups: Iterable[Group], direction: Direction, recorded: Recorded | None = None
@@ -112,19 +112,21 @@ class Exact:
         def run(some: list[Weighted], passes: list[list[Row]]) -> tuple[Sums, Recorded]:
             if along is None and total is not None:  # nothing is asked of single groups
                 return [(0.0, 0.0)] * len(some), self._added(some, passes, total)
-            if len(passes) > 1:
+            if len(passes) > 1 and sum(bool(each.group.rollouts) for each in some) == 1:
                 return self._large(some, passes, along, total)
             return self._small(some, passes, along, total)
 
         together = not self.passes.capture.unknown
-        for sums, record in over_batches(groups, self.budget, self.packed, together, run):
+        abreast = 1 if self.policy.shards is None else self.policy.shards.count
+        for sums, record in over_batches(groups, self.budget, self.packed, together, run, abreast):
             if recorded is not None:
                 recorded.extend(record)
             yield from sums
 
     def _added(self, some: Sequence[Weighted], passes: list[list[Row]], total: list[torch.Tensor]) -> Recorded:
         """Passes over groups whose gradients are added to ``total``."""
-        return [(rows, self._run(some, rows, lambda batch, scales: Total(batch, scales, total))[1]) for rows in passes]
+        found = self._run(some, passes, lambda batch, scales: self._total(batch, scales, total))
+        return [(rows, logprobs) for rows, (_, logprobs) in zip(passes, found, strict=True)]
 
     def _large(
         self, some: Sequence[Weighted], passes: list[list[Row]], along: Tensors | None, total: list[torch.Tensor] | None
@@ -141,30 +143,48 @@ class Exact:
     def _small(
         self, some: Sequence[Weighted], passes: list[list[Row]], along: Tensors | None, total: list[torch.Tensor] | None
     ) -> tuple[Sums, Recorded]:
-        """Groups that share a pass; none where all their coefficients cancel."""
+        """Groups that share passes; none where all their coefficients cancel."""
         sums = {id(each.group): (0.0, 0.0) for each in some}
         recorded: Recorded = []
         size, tied = self.passes.split.vocabulary, self.passes.capture.tied
-        for rows in passes:
 
-            def make(batch: Batch, scales: torch.Tensor) -> Reduce:
-                beside = None if total is None else Total(batch, scales, total)
+        def make(batch: Batch, scales: torch.Tensor) -> Reduce:
+            beside = None if total is None else self._total(batch, scales, total)
+            if self.policy.shards is None:
                 return Reduce(batch, self.policy.reduction_dtype, along, size, tied, beside)
+            return CutReduce(batch, self.policy.reduction_dtype, along, size, tied, beside, self.head)
 
-            sink, logprobs = self._run(some, rows, make)
+        carrying = iter([each for each in some if each.group.rollouts])
+        for rows, (found, logprobs) in zip(passes, self._run(some, passes, make), strict=True):
             recorded.append((rows, logprobs))
-            carrying = [each for each in some if each.group.rollouts]
-            for each, (product, square) in zip(carrying, sink.sums.tolist(), strict=True):
+            for product, square in found.tolist():
+                each = next(carrying)
                 sums[id(each.group)] = product * each.scale, square * each.scale**2
         return list(sums.values()), recorded
 
+    def _total(self, batch: Batch, scales: torch.Tensor, total: list[torch.Tensor]) -> Total:
+        return Total(batch, scales, total) if self.policy.shards is None else CutTotal(batch, scales, total, self.head)
+
     def _run(
-        self, some: Sequence[Weighted], rows: list[Row], make: Callable[[Batch, torch.Tensor], S]
-    ) -> tuple[S, Floats]:
-        """One pass; gives its sink, and (rollouts of the rows,) log-probabilities."""
+        self, some: Sequence[Weighted], passes: list[list[Row]], make: Callable[[Batch, torch.Tensor], Reduce | Total]
+    ) -> list[tuple[Floats, Floats]]:
+        """Passes; each gives (its groups, 2) sums, of `Reduce` alone, and (rollouts of its rows,) log-probabilities."""
         known = {id(each.group): each for each in some}
-        batch = self.passes.lay_out(rows)
-        scales = [known[key].scale for key in dict.fromkeys(id(row.group) for row in rows)]
-        sink = make(batch, torch.tensor(scales, dtype=torch.float64, device=batch.slot.device))
-        coefficients = np.concatenate([known[id(row.group)].coefficients[row.rollouts] for row in rows])
-        return sink, self.passes.run(batch, coefficients, sink)
+        groups = [list(dict.fromkeys(id(row.group) for row in rows)) for rows in passes]
+        found = [
+            (np.zeros((len(own), 2)), np.zeros(sum(len(row.rollouts) for row in rows)))
+            for own, rows in zip(groups, passes, strict=True)
+        ]
+        for number, rows in turns(self.policy, passes):
+            batch = self.passes.lay_out(rows)
+            scales = [known[key].scale for key in dict.fromkeys(id(row.group) for row in rows)]
+            sink = make(batch, torch.tensor(scales, dtype=torch.float64, device=batch.slot.device))
+            coefficients = np.concatenate([known[id(row.group)].coefficients[row.rollouts] for row in rows])
+            logprobs = self.passes.run(batch, coefficients * (number is not None), sink)
+            sink.finish()
+            if number is not None:
+                found[number][1][:] = logprobs
+                if isinstance(sink, Reduce):
+                    found[number][0][:] = sink.sums.cpu().numpy()
+        gathered(self.policy, [array for pair in found for array in pair])
+        return found

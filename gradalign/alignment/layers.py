@@ -15,23 +15,24 @@ import torch.nn.functional as F
 from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
+from gradalign.policy.shards import whole
+
 Forward = Callable[..., torch.Tensor]
 Hand = Callable[..., None]
 """Called with a kind of `gradalign.alignment.capture.Sink` and its arguments."""
 
 
-def recognise(module: torch.nn.Module, hand: Hand, index: Mapping[int, int]) -> Forward | None:
+def recognise(module: torch.nn.Module, hand: Hand, own: Mapping[str, int | None]) -> Forward | None:
     """A forward for ``module`` that does the same and hands its factors on in the backward pass; None if not known.
 
     Args:
         module: the layer.
         hand: takes the factors.
-        index: of each covered parameter, by its identity.
+        own: the module's parameters by name: the place of each among the covered ones, None where it is none of them.
     """
     kind: Any = type(module)
     if "forward" in module.__dict__:  # somebody else's
         return None
-    own = {name: index.get(id(p)) for name, p in module._parameters.items() if p is not None}
     if kind.forward is torch.nn.Linear.forward:
         return partial(_linear, module, hand, own["weight"], own.get("bias"), False)
     if kind.forward is Conv1D.forward:
@@ -119,7 +120,7 @@ def _factor(module: torch.nn.Embedding) -> float | None:
     with torch.no_grad():
         ids = torch.arange(min(8, module.num_embeddings), device=module.weight.device)[None]
         try:
-            rows, given = module.weight[ids].double(), module(ids).double()
+            rows, given = whole(module.weight)[ids].double(), module(ids).double()
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
             return None
         if given.shape != rows.shape or not (rows != 0).any():
@@ -202,15 +203,15 @@ def _elementwise(module: torch.nn.Module, hand: Hand, own: Mapping[str, int | No
 
 def _is_elementwise(module: torch.nn.Module) -> bool:
     """Whether a module takes its parameters along the last dimension, and a copy of them for each slot as well."""
-    parameters = {name: p for name, p in module._parameters.items() if p is not None}
-    sizes = {p.shape for p in parameters.values()}
-    if len(sizes) != 1 or len(size := sizes.pop()) != 1 or next(module.children(), None) is not None:
+    shapes = {p.shape for p in module._parameters.values() if p is not None}
+    if len(shapes) != 1 or len(size := shapes.pop()) != 1 or next(module.children(), None) is not None:
         return False
+    parameters = {name: whole(p) for name, p in module._parameters.items() if p is not None}
     some = next(iter(parameters.values()))
     x = torch.linspace(-2, 3, 2 * 3 * size[0], device=some.device).to(some.dtype).view(2, 3, size[0]).sin()
     try:
         with torch.no_grad():
-            plain = module(x)
+            plain = functional_call(module, parameters, (x,))
             copies = {name: p.expand(x.shape).clone() for name, p in parameters.items()}
             spread = functional_call(module, copies, (x,))
             for copy in copies.values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 from torch.autograd import forward_ad
@@ -12,6 +13,7 @@ from torch.autograd import forward_ad
 from gradalign.alignment.direction import Direction
 from gradalign.alignment.sums import inner
 from gradalign.policy.load import Policy
+from gradalign.policy.shards import local, whole
 
 
 @contextlib.contextmanager
@@ -21,16 +23,17 @@ def movable(policy: Policy, direction: Direction) -> Iterator[Callable[[float], 
     Afterwards, also after an exception, they are what they were bit for bit. Costs a copy of the covered weights.
     """
     with torch.no_grad(), _padding_embedding_held(policy):
-        kept = [parameter.detach().clone() for parameter in policy.parameters]
+        mine = [local(parameter) for parameter in policy.parameters]
+        kept = [parameter.detach().clone() for parameter in mine]
 
         def move(length: float) -> None:
-            for parameter, old, unit in zip(policy.parameters, kept, direction.unit, strict=True):
-                torch.add(old, unit.to(old.device), alpha=length, out=parameter)
+            for parameter, old, unit in zip(mine, kept, direction.unit, strict=True):
+                torch.add(old, local(unit).to(old.device), alpha=length, out=parameter)
 
         try:
             yield move
         finally:
-            for parameter, old in zip(policy.parameters, kept, strict=True):
+            for parameter, old in zip(mine, kept, strict=True):
                 parameter.copy_(old)
 
 
@@ -47,30 +50,57 @@ def tangent(policy: Policy, direction: Direction) -> Iterator[float]:
         factor = 2.0 ** round(math.log2(max(inner(weights, weights) ** 0.5, 1e-3)) - 6)
     configs = {id(c): c for c in (policy.config, policy.config.get_text_config())}.values()
     implementations = [config._attn_implementation for config in configs]
-    with torch.no_grad(), _padding_embedding_held(policy), forward_ad.dual_level():
-        duals = {
-            id(parameter): forward_ad.make_dual(
-                parameter.detach(), (unit.to(parameter.device) * factor if factor != 1 else unit).to(parameter)
-            )
-            for parameter, unit in zip(policy.parameters, direction.unit, strict=True)
-        }
-        places = [
-            (module, name, parameter)
-            for module in policy.model.modules()
-            for name, parameter in module._parameters.items()
-            if id(parameter) in duals
-        ]
+    with torch.no_grad(), _padding_embedding_held(policy), forward_ad.dual_level(), _carried(policy, direction, factor):
         try:
-            for module, name, parameter in places:
-                module._parameters[name] = duals[id(parameter)]
             for config in configs:
                 config._attn_implementation = "eager"
             yield factor
         finally:
-            for module, name, parameter in places:
-                module._parameters[name] = parameter
             for config, implementation in zip(configs, implementations, strict=True):
                 config._attn_implementation = implementation
+
+
+@contextlib.contextmanager
+def _carried(policy: Policy, direction: Direction, factor: float) -> Iterator[None]:
+    """Inside, the weights carry their tangents: of a policy that is cut, those inside of blocks while these compute."""
+    index = {id(parameter): i for i, parameter in enumerate(policy.parameters)}
+    own = {
+        module: {name: index[id(p)] for name, p in module._parameters.items() if id(p) in index}
+        for module in policy.model.modules()
+    }
+    inside = set() if policy.shards is None else policy.shards.inside()
+    plain: dict[tuple[torch.nn.Module, str], torch.nn.Parameter | None] = {}
+    lasting: dict[int, torch.Tensor] = {}
+
+    def dual(parameter: torch.Tensor, i: int) -> torch.Tensor:
+        unit = whole(direction.unit[i]).to(parameter.device)
+        return forward_ad.make_dual(parameter.detach(), (unit * factor if factor != 1 else unit).to(parameter))
+
+    def dress(module: torch.nn.Module, *_: object) -> None:
+        for name, i in own[module].items():
+            parameter: Any = module._parameters[name]
+            made = lasting[i] if i in lasting else dual(parameter, i)
+            if id(module) not in inside:
+                lasting[i] = made  # one for both uses of a tied matrix
+            plain[module, name] = parameter
+            module._parameters[name] = cast(torch.nn.Parameter, made)
+
+    def undress(module: torch.nn.Module, *_: object) -> None:
+        for name in own[module]:
+            module._parameters[name] = plain.pop((module, name))
+
+    with policy.opened(), contextlib.ExitStack() as stack:
+        try:
+            for module in own:
+                if id(module) in inside and own[module]:
+                    stack.callback(module.register_forward_pre_hook(dress).remove)
+                    stack.callback(module.register_forward_hook(undress, prepend=True).remove)
+                else:
+                    dress(module)
+            yield
+        finally:
+            for (module, name), parameter in plain.items():
+                module._parameters[name] = parameter
 
 
 @contextlib.contextmanager
@@ -85,7 +115,8 @@ def _padding_embedding_held(policy: Policy) -> Iterator[None]:
     if padding is None:
         yield
         return
-    held = embedding(torch.tensor([padding], device=policy.device))[0]
+    with policy.opened():
+        held = embedding(torch.tensor([padding], device=policy.device))[0]
 
     def hold(module: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
         return torch.where((inputs[0] == padding)[..., None], held, output)

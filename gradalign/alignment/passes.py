@@ -74,10 +74,11 @@ class Budget:
 
     Args:
         tokens: to begin with.
+        alone: other processes do not wait in the middle of a pass; where they do, none can begin another one.
     """
 
-    def __init__(self, tokens: int) -> None:
-        self.tokens = tokens
+    def __init__(self, tokens: int, alone: bool = True) -> None:
+        self.tokens, self.alone = tokens, alone
         self.warned = False
 
     def attempt(self, run: Callable[[], T], passes: Sequence[Sequence[Row]], packed: bool) -> T | None:
@@ -89,7 +90,7 @@ class Budget:
             packed: how they are laid out.
 
         Raises:
-            GradAlignError: memory ran out over single rollouts, than which nothing is smaller.
+            GradAlignError: memory ran out over single rollouts, than which nothing is smaller, or not `alone`.
         """
         try:
             return run()
@@ -100,6 +101,11 @@ class Budget:
             torch.cuda.empty_cache()
         largest = max(passes, key=lambda rows: size(rows, packed))
         tokens = size(largest, packed)
+        if not self.alone:
+            raise GradAlignError(
+                f"out of memory with {tokens:,} tokens in a pass; lower --batch-tokens, or cut the policy over more "
+                "processes"
+            )
         if sum(len(row.rollouts) for row in largest) == 1:
             raise GradAlignError(
                 f"problem {largest[0].group.key!r}: out of memory over one rollout of {tokens:,} tokens; take weights "
@@ -119,6 +125,7 @@ def over_batches(
     packed: bool,
     together: bool,
     run: Callable[[list[Weighted], list[list[Row]]], T],
+    abreast: int = 1,
 ) -> Iterator[T]:
     """Run passes over groups, in order: several small ones in one pass, a large one over several.
 
@@ -127,26 +134,32 @@ def over_batches(
         budget: tokens in one pass.
         packed: see `gradalign.policy.packing`.
         together: whether a pass may hold several groups.
-        run: gets some groups and the rows of each pass over them: several groups have one pass in common.
+        run: gets some groups and the rows of each pass over them: a group of several passes is alone among them.
+        abreast: passes over small groups that ``run`` gets at once, at most.
     """
     source = iter(groups)
     waiting: deque[Weighted] = deque()
     while True:
         some: list[Weighted] = []
-        rows: list[Row] = []
-        while not some or (together and len(some) < budget.tokens):  # those that cancel have no rows
+        passes: list[list[Row]] = []
+        large = False
+        while not some or (together and len(some) < abreast * budget.tokens):  # those that cancel have no rows
             group = waiting.popleft() if waiting else next(source, None)
             if group is None:
                 break
-            own = list(rows_of(group.group, budget.tokens, packed))
-            if rows and own and size([*rows, *own], packed) > budget.tokens:
+            own = list(batches_of(rows_of(group.group, budget.tokens, packed), budget.tokens, packed))
+            fits = len(own) == 1 and bool(passes) and size([*passes[-1], *own[0]], packed) <= budget.tokens
+            if passes and own and (large or len(own) > 1 or (len(passes) == abreast and not fits)):
                 waiting.appendleft(group)
                 break
             some.append(group)
-            rows.extend(own)
+            if fits:
+                passes[-1].extend(own[0])
+            else:
+                passes.extend(own)
+            large = len(own) > 1 or large
         if not some:
             return
-        passes = list(batches_of(rows, budget.tokens, packed))
         result = budget.attempt(partial(run, some, passes), passes, packed)
         if result is None:
             waiting.extendleft(reversed(some))
@@ -198,7 +211,7 @@ class Passes:
         """
         each = torch.from_numpy(coefficients).to(batch.slot.device, self.policy.reduction_dtype)
         each = each[batch.rollout] * batch.counted
-        with self.capture.into(sink):
+        with self.policy.opened(), self.capture.into(sink):
             hidden = self.split.hidden_states(batch)
             flat = hidden.detach()
             back = torch.zeros_like(flat)

@@ -14,17 +14,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from gradalign.alignment.direction import Direction
-from gradalign.alignment.sums import dot
+from gradalign.alignment.sums import inner
 from gradalign.errors import GradAlignError
 from gradalign.files import replacing
 from gradalign.policy.load import Policy
 from gradalign.policy.objective import Objective
+from gradalign.policy.shards import cut_like, rows, whole
 
 NOTES = "gradalign.direction"
+TYPES = {torch.float32: "F32", torch.float64: "F64"}
 PARTS = ("n_references", "parts")
 FACTS = [field.name for field in dataclasses.fields(Direction) if field.name not in ("unit", "sources", "each", *PARTS)]
 
@@ -32,7 +34,7 @@ FACTS = [field.name for field in dataclasses.fields(Direction) if field.name not
 def save_direction(
     path: Path, policy: Policy, objective: Objective, direction: Direction, origin: str | None = None
 ) -> None:
-    """Keep a direction in a file.
+    """Keep a direction in a file; of one that is cut every process has to, and the first writes.
 
     Args:
         path: of the file.
@@ -51,9 +53,26 @@ def save_direction(
     }
     if direction.parts:
         notes["together"] = {name: getattr(direction, name) for name in PARTS}
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in zip(policy.names, direction.unit, strict=True)}
-    with replacing(path) as part:
-        save_file(tensors, part, metadata={NOTES: json.dumps(notes)})  # one entry: several come in no set order
+    if policy.shards is not None and policy.shards.rank:
+        for _, tensor in _in_order(policy, direction):
+            whole(tensor)
+        return
+    with replacing(path) as part, part.open("wb") as file:
+        header: dict[str, Any] = {"__metadata__": {NOTES: json.dumps(notes)}}
+        end = 0
+        for name, tensor in _in_order(policy, direction):
+            start, end = end, end + tensor.numel() * tensor.element_size()
+            header[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, tensor in _in_order(policy, direction):  # one after the other: all of them may be more than fits here
+            file.write(whole(tensor).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _in_order(policy: Policy, direction: Direction) -> list[tuple[str, torch.Tensor]]:
+    """A direction's tensors by name, in the order of the file."""
+    return sorted(zip(policy.names, direction.unit, strict=True))
 
 
 def load_direction(path: Path, policy: Policy, objective: Objective) -> Direction:
@@ -68,11 +87,20 @@ def load_direction(path: Path, policy: Policy, objective: Objective) -> Directio
         _same_parameters(path, policy, theirs)
         _same_objective(path, objective, notes["objective"])
         # Copied: sums over memory that is aligned as the file is round in another way.
-        unit = [file.get_tensor(name).to(policy.reduction_dtype, copy=True) for name in policy.names]
-    norm = math.sqrt(sum(float(dot(tensor, tensor)) for tensor in unit))
+        parts = [_own_rows(file, name, p) for name, p in zip(policy.names, policy.parameters, strict=True)]
+        unit = [
+            cut_like(p, part.to(policy.reduction_dtype, copy=True))
+            for p, part in zip(policy.parameters, parts, strict=True)
+        ]
+    norm = math.sqrt(inner(unit, unit))
     if not abs(norm - 1) < 1e-3:
         raise GradAlignError(f"{path}: the direction's length is {norm:g}, not 1: it is damaged; take it again")
     return Direction(unit=unit, **notes["facts"], **notes.get("together", {}))
+
+
+def _own_rows(file: Any, name: str, parameter: torch.Tensor) -> torch.Tensor:
+    """The rows of a tensor in a file that this process has of a parameter."""
+    return file.get_slice(name)[rows(parameter)] if parameter.ndim else file.get_tensor(name)
 
 
 def origin_of(path: Path) -> str:

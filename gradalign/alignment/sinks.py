@@ -33,7 +33,7 @@ class Total:
         total: one tensor a covered parameter, in the reduction dtype; added to.
     """
 
-    def __init__(self, batch: Batch, scales: torch.Tensor, total: Tensors) -> None:
+    def __init__(self, batch: Batch, scales: torch.Tensor, total: Tensors | dict[int, torch.Tensor]) -> None:
         self.scales, self.total = scales, total
         lengths = torch.tensor([p.slots.stop - p.slots.start for p in batch.parts], device=scales.device)
         self.by_slot = None if bool((scales == 1).all()) else scales.repeat_interleave(lengths)[:, None]
@@ -69,6 +69,9 @@ class Total:
         """See `Sink`."""
         total = self.total[index]
         total.add_(gradient.to(total.dtype).mul_(self.scales[0]))
+
+    def finish(self) -> None:
+        """Called when the pass is over."""
 
 
 class Reduce:
@@ -208,3 +211,8 @@ class Reduce:
         if self.beside is not None:
             self.beside.whole(index, gradient)
         self._add(0, gradient.to(self.dtype), self._along(index))
+
+    def finish(self) -> None:
+        """Called when the pass is over."""
+        if self.beside is not None:
+            self.beside.finish()

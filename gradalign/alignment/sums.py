@@ -11,6 +11,7 @@ import torch
 
 from gradalign.errors import GradAlignError
 from gradalign.policy.group import Group
+from gradalign.policy.shards import local, over_parts
 from gradalign.problems.schema import uniform_hash
 from gradalign.processes import Processes
 
@@ -106,8 +107,9 @@ def _not_finite(groups: Sequence[Group], add_up: AddUp, unit: bool) -> GradAlign
 
 
 def inner(a: Tensors, b: Tensors) -> float:
-    """Inner product of two gradients."""
-    return sum(float(dot(x, y)) for x, y in zip(a, b, strict=True))
+    """Inner product of two gradients; of such as are cut, every process must ask for it."""
+    product = sum(float(dot(local(x), local(y))) for x, y in zip(a, b, strict=True))
+    return over_parts(product, a[0])
 
 
 SPAN, CHUNK = 2**12, 2**22

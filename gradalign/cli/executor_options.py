@@ -74,14 +74,14 @@ class ExecutorOptions(PolicyOptions):
         return self
 
     @contextlib.contextmanager
-    def at_work(self, parameters: Sequence[str] = ()) -> Iterator[AtWork]:
-        """The policy, loaded, and who works with it, at work until the end of the block.
+    def at_work(self, parameters: Sequence[str] = (), shard: bool = False) -> Iterator[AtWork]:
+        """The policy, loaded, and who works with it, at work until the end of the block; see `load_policy`.
 
         Raises:
             GradAlignError: see `load_policy` and `ray_executor`.
         """
         if self.executor == "local":
-            yield AtWork(self.policy(parameters), None)
+            yield AtWork(self.policy(parameters, shard), None)
             return
         require_model(self.model)
         model = self.model if self.model == "embedded" else _absolute(self.model)

@@ -39,9 +39,9 @@ class PolicyOptions(Options):
     device: str = "auto"
     """Where to compute; auto is cuda where there is one, else cpu."""
 
-    def policy(self, parameters: Sequence[str] = ()) -> Policy:
+    def policy(self, parameters: Sequence[str] = (), shard: bool = False) -> Policy:
         """Load the policy."""
-        return load_policy(self.model, self.adapter, self.dtype, self.device, parameters)
+        return load_policy(self.model, self.adapter, self.dtype, self.device, parameters, shard)
 
 
 class ScoringOptions(Options):

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import model_validator
 
-from gradalign.alignment.align import score
+from gradalign.alignment.align import Scored, score, silent
 from gradalign.alignment.direction import Direction
+from gradalign.alignment.engines import check_cut
 from gradalign.alignment.saved import is_direction, load_direction, origin_of, save_direction
 from gradalign.alignment.table import is_alignments, write_alignments
 from gradalign.cli.executor_options import AtWork, ExecutorOptions
 from gradalign.cli.options import ScoringOptions, SelectionOptions, distinct
 from gradalign.config import parse, resolved
 from gradalign.curriculum.folder import claim
-from gradalign.errors import GradAlignError, warn
+from gradalign.errors import GradAlignError, GradAlignWarning, warn
 from gradalign.files import check_writable, write_json
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
+from gradalign.policy.shards import leads, leave
+from gradalign.processes import ALONE
 from gradalign.report.console import alignment_tables, progress_bars, show, show_scoring, times
 from gradalign.rollouts.references import read_references
 from gradalign.rollouts.table import Limits, OnBadRow, read_rollouts
@@ -42,11 +47,16 @@ class ScoreOptions(SelectionOptions, ScoringOptions, ExecutorOptions):
     """Keep the validation set's direction in this file (.safetensors), for later runs' --direction."""
     out: Path
     """Alignment table to write (.parquet); its configuration lands beside it."""
+    shard: bool = False
+    """Cut the policy and the direction over the processes of torchrun, for policies larger than one device:
+    `torchrun --nproc-per-node N -m gradalign score ... --shard`; engines exact and directional."""
     on_bad_row: OnBadRow = "stop"
     """A row that cannot be scored stops the run, or marks its problem no_tokens or failed."""
 
     @model_validator(mode="after")
     def _one_direction(self) -> ScoreOptions:
+        if self.shard and self.executor != "local":
+            raise ValueError(f"--shard and --executor {self.executor} exclude each other; leave one out")
         alone = self.references is not None and self.reference_weight == 1
         if self.reference_weight is not None and self.references is None:
             raise ValueError("--reference-weight is of --references; give the trusted responses, or leave it out")
@@ -79,18 +89,22 @@ def run(arguments: Sequence[str]) -> None:
     read = [path for path in given if path is not None]
     distinct("out", options.out, *read)
     config = options.out.with_suffix(".config.json")
-    claim(config, "score", options.out)
-    if options.out.exists() and not is_alignments(options.out):
-        raise GradAlignError(f"option --out: {options.out} exists and is no alignment table; name another file")
-    check_writable(options.out)
-    if options.save_direction is not None:
-        _check_place(options.save_direction, [*read, config])
-    with options.at_work(options.parameters) as work:
-        _run(options, work, strategy)
+    first = leads() or not options.shard
+    if first:
+        _check_out(options, config, read)
+    else:
+        warnings.simplefilter("ignore", GradAlignWarning)  # the first process speaks
+    if options.shard:
+        check_cut(options.engine, options.offload, ALONE)
+    with options.at_work(options.parameters, options.shard) as work:
+        scored = _scored(options, work, strategy, first)
+        if first:
+            _write(options, config, work.policy, strategy, scored)
 
 
-def _run(options: ScoreOptions, work: AtWork, strategy: Strategy) -> None:
-    policy, config = work.policy, options.out.with_suffix(".config.json")
+def _scored(options: ScoreOptions, work: AtWork, strategy: Strategy, first: bool) -> Scored:
+    """Read and score; the direction is saved, too."""
+    policy = work.policy
     limits = Limits.of(policy)
     candidates = read_rollouts(options.candidates, limits, options.on_bad_row)
     validation: list[Group] = []
@@ -105,7 +119,7 @@ def _run(options: ScoreOptions, work: AtWork, strategy: Strategy) -> None:
         _warn_if_stale(options.direction, policy)
     compare(policy, candidates, validation, references)
     check_rollouts(strategy, max((len(group.rollouts) for group in candidates), default=0))
-    with progress_bars() as progress:
+    with progress_bars() if first else contextlib.nullcontext(silent) as progress:
         scored = score(
             policy, candidates, validation, options.objective, options.engine, options.batch_tokens,
             options.contributions, options.unit, options.seed, progress, direction, options.difference,
@@ -114,6 +128,13 @@ def _run(options: ScoreOptions, work: AtWork, strategy: Strategy) -> None:
         )  # fmt: skip
     if options.save_direction is not None:
         save_direction(options.save_direction, policy, options.objective, scored.direction)
+    if options.shard:
+        leave()
+    return scored
+
+
+def _write(options: ScoreOptions, config: Path, policy: Policy, strategy: Strategy, scored: Scored) -> None:
+    """Choose, write, show."""
     choose(scored.alignments, strategy, options.size, options.seed)
     write_alignments(options.out, scored.alignments)
     facts = {
@@ -134,6 +155,16 @@ def _run(options: ScoreOptions, work: AtWork, strategy: Strategy) -> None:
         show(made)
     saved = "" if options.save_direction is None else f", and the direction to {options.save_direction}"
     show(f"wrote {options.out} and {config}{saved}")
+
+
+def _check_out(options: ScoreOptions, config: Path, read: Sequence[Path]) -> None:
+    """Refuse places for the results that are none."""
+    claim(config, "score", options.out)
+    if options.out.exists() and not is_alignments(options.out):
+        raise GradAlignError(f"option --out: {options.out} exists and is no alignment table; name another file")
+    check_writable(options.out)
+    if options.save_direction is not None:
+        _check_place(options.save_direction, [*read, config])
 
 
 def _check_place(path: Path, others: Sequence[Path]) -> None:

@@ -20,6 +20,7 @@ from transformers import logging as transformers_logging
 
 from gradalign.errors import GradAlignError, missing_extra
 from gradalign.policy.precision import KeepDouble
+from gradalign.policy.shards import Shards, join, load_cut, whole
 
 EMBEDDED = Path(__file__).parent / "embedded"
 """The folder of the embedded default, a character-level Llama; ``--model embedded`` means it."""
@@ -39,6 +40,7 @@ class Policy:
         covered: number of covered parameters over all trainable ones (with an adapter: the adapter's).
         given_tokenizer: the tokenizer, where it is not the one beside the weights.
         computes_in: the type of its matrix products, where mixed precision makes it another than the weights'.
+        shards: how it is cut, where several processes hold it between them; every process must then do the same.
     """
 
     model: Any
@@ -47,6 +49,7 @@ class Policy:
     covered: float
     given_tokenizer: PreTrainedTokenizerBase | None = None
     computes_in: torch.dtype | None = None
+    shards: Shards | None = None
 
     @cached_property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -116,12 +119,16 @@ class Policy:
         digest = hashlib.sha256()
         for name, tensor in self.model.state_dict().items():
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(whole(tensor).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
         return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def opened(self) -> contextlib.AbstractContextManager[Any]:
+        """The context in which passes are made and what lies outside of blocks is whole."""
+        return contextlib.nullcontext() if self.shards is None else self.shards.opened()
 
     def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
         """The context to run forward passes in."""
@@ -134,6 +141,7 @@ def load_policy(
     dtype: str = "auto",
     device: str = "auto",
     parameters: Sequence[str] = (),
+    shard: bool = False,
 ) -> Policy:
     """Load a causal language model for sampling and scoring.
 
@@ -144,19 +152,32 @@ def load_policy(
             float64.
         device: ``auto`` (cuda, else cpu), or any name that torch knows.
         parameters: patterns like ``*layers.1[0-9].*``; where given, only matching parameters are covered.
+        shard: all processes of torchrun hold the policy between them; see `gradalign.policy.shards`.
 
     Raises:
-        GradAlignError: not found, no weights, an unknown dtype or device, patterns that match nothing.
+        GradAlignError: not found, no weights, an unknown dtype or device, patterns that match nothing; ``shard``
+            without torchrun.
     """
-    place = _device(device)
+    place = _device(str(join(device)) if shard else device)
+    if dtype not in ("auto", *DTYPES):
+        raise GradAlignError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
+    wanted: torch.dtype | str = torch.float32 if dtype == "auto" and place.type != "cuda" else DTYPES.get(dtype, "auto")
+    if not shard:
+        return cover(_read(model, adapter, wanted).to(place).eval(), str(model), parameters)
+    shards = load_cut(lambda: _read(model, adapter, wanted), place)
+    policy = cover(shards.model, str(model), parameters)
+    policy.shards = shards
+    assert policy.parameters  # found while all of them are cut
+    return policy
+
+
+def _read(model: str, adapter: str | None, wanted: torch.dtype | str) -> Any:
+    """The model, on the CPU."""
     folder, kwargs = _where(model)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     for chatty in ("httpx", "huggingface_hub"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
-    if dtype not in ("auto", *DTYPES):
-        raise GradAlignError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
-    wanted: torch.dtype | str = torch.float32 if dtype == "auto" and place.type != "cuda" else DTYPES.get(dtype, "auto")
     try:
         both: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=wanted, output_loading_info=True, **kwargs)
         loaded, info = both
@@ -171,10 +192,7 @@ def load_policy(
         )
     if "gguf_file" in kwargs:  # de-quantised on loading: plain weights from here on
         loaded = loaded.to(wanted if isinstance(wanted, torch.dtype) else torch.float32)
-    if adapter is not None:
-        loaded = _with_adapter(loaded, adapter)
-    loaded.to(place).eval()
-    return cover(loaded, str(model), parameters)
+    return loaded if adapter is None else _with_adapter(loaded, adapter)
 
 
 def cover(model: Any, path: str = "", parameters: Sequence[str] = ()) -> Policy:

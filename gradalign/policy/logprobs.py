@@ -23,6 +23,11 @@ def token_logprobs(split: Split, batch: Batch, temperature: float) -> torch.Tens
 
     Logits are formed only where a response token is predicted, some positions and some of the vocabulary at a time.
     """
+    with split.policy.opened():
+        return _token_logprobs(split, batch, temperature)
+
+
+def _token_logprobs(split: Split, batch: Batch, temperature: float) -> torch.Tensor:
     hidden = split.hidden_states(batch).index_select(0, batch.slot)
     order, values = [], []
     for start in range(0, len(hidden), PLACES):

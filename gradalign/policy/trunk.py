@@ -46,8 +46,9 @@ class Split:
         self.trunk = model.base_model
         self.module: Any = model.get_output_embeddings()
         self.plain = False
-        if self.trunk is model or not isinstance(self.module, torch.nn.Linear) or not self._adds_up():
-            self.join()
+        with policy.opened():
+            if self.trunk is model or not isinstance(self.module, torch.nn.Linear) or not self._adds_up():
+                self.join()
 
     def join(self) -> None:
         """Take the model for all trunk."""
@@ -87,8 +88,9 @@ class Split:
             return values
         hidden = values.new_zeros(1, len(values), 1)
         given = _Given(last_hidden_state=hidden)
-        with replaced(self.trunk, lambda *_, **__: given), replaced(self.module, lambda *_, **__: values[None]):
-            return self._logits(input_ids=hidden[..., 0].long())[0]
+        model, given_ = self.policy.model, lambda *_, **__: values[None]
+        with replaced(self.trunk, lambda *_, **__: given), replaced(self.module, given_), self.policy.arithmetic():
+            return model.forward(input_ids=hidden[..., 0].long(), use_cache=False).logits[0]  # past FSDP's hooks
 
     def before(self, values: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
         """(places, tokens) gradient by the head's output ``values`` from that by the logits."""
@@ -115,7 +117,7 @@ class Split:
         return self.module.weight[block].to(type_), None if bias is None else bias[block].to(type_)
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:
-        """(slots, hidden) what the head is to be given."""
+        """(slots, hidden) what the head is to be given; called where the policy is `Policy.opened`."""
         policy = self.policy
         arguments = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if "position_ids" in policy.forward_arguments:

@@ -8,10 +8,26 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from gradalign.errors import GradAlignError
 from gradalign.policy.load import Policy, cover
 
 if TYPE_CHECKING:
     from gradalign.trainers.trl.trainer import GradAlignTrainer
+
+
+def require_whole(trainer: GradAlignTrainer) -> None:
+    """Refuse to choose with a model that is cut over the processes: they sample and score uneven shares alone.
+
+    Raises:
+        GradAlignError: FSDP, or DeepSpeed's third stage.
+    """
+    plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
+    if trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
+        name = "fsdp" if trainer.is_fsdp_enabled else "deepspeed: stage 3"
+        raise GradAlignError(
+            f"{name}: choosing needs the whole policy in every process; train with strategy off, and choose between "
+            "trainings by `gradalign score --shard`, or train without it (LoRA, more memory)"
+        )
 
 
 def policy_of(trainer: GradAlignTrainer) -> Policy:

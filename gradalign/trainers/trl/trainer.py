@@ -32,7 +32,7 @@ from gradalign.trainers.trl.callbacks import FiniteGradients, Rounds, record
 from gradalign.trainers.trl.checkpoints import restore
 from gradalign.trainers.trl.config import GradAlignConfig
 from gradalign.trainers.trl.dataset import Problems
-from gradalign.trainers.trl.model import policy_of, still
+from gradalign.trainers.trl.model import policy_of, require_whole, still
 from gradalign.trainers.trl.order import Places, Resumable
 from gradalign.trainers.trl.sampler import TrainerSampler, reward_identity
 from gradalign.trainers.trl.servers import follow
@@ -96,6 +96,8 @@ class GradAlignTrainer(GRPOTrainer):
             train_dataset, args = self.pool.dataset, with_length(args, len(self.pool))
             refuse_unknown(train_dataset, others)
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, **others)
+        if args.choosing:
+            require_whole(self)
         self.add_callback(FiniteGradients(self))
         policy = policy_of(self)
         rewards = [reward_identity(function) for function in self.reward_funcs]
