@@ -172,6 +172,8 @@ class ModelServer:
                 self.reply(json.loads(self.rfile.read(int(self.headers["content-length"]))))
 
             def reply(self, body: Any) -> None:
+                headers: dict[str, str]
+                value: Any
                 if outer.key is not None and self.headers.get("authorization") != f"Bearer {outer.key}":
                     status, headers, value = 401, {}, {"error": "Unauthorized"}
                 else:

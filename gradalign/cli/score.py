@@ -10,10 +10,11 @@ from pathlib import Path
 
 from pydantic import model_validator
 
-from gradalign.alignment.align import Scored, score, silent
+from gradalign.alignment.align import score, silent
 from gradalign.alignment.direction import Direction
 from gradalign.alignment.engines import check_cut
 from gradalign.alignment.saved import is_direction, load_direction, origin_of, save_direction
+from gradalign.alignment.scored import Scored
 from gradalign.alignment.table import is_alignments, write_alignments
 from gradalign.cli.executor_options import AtWork, ExecutorOptions
 from gradalign.cli.options import ScoringOptions, SelectionOptions, distinct
