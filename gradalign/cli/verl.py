@@ -31,14 +31,16 @@ from gradalign.trainers.verl.settings import (
     REWARD,
     REWARD_NAME,
     TEMPERATURE,
+    TEMPLATE,
+    TEMPLATE_VALUES,
     Settings,
     ask,
     check_overrides,
     quoted,
 )
 
-PLACE = ("out", "checkpoints", "dry_run", "verl_python")
-"""Options that say where and how a run goes, not which run it is."""
+FREE = ("dry_run", "verl_python", "overrides")
+"""Options that may differ when a run goes on: what choosing needs of verl's settings is part of the identity."""
 
 
 class VerlOptions(ChoiceOptions):
@@ -51,7 +53,8 @@ class VerlOptions(ChoiceOptions):
     problems, filled by the chosen ones again and again."""
     overrides: tuple[str, ...] = ()
     """verl's own settings, as its trainer takes them: data.train_batch_size=128 actor_rollout_ref.rollout.n=8 ... The
-    objective (--advantage, --aggregation, --temperature), --max-new-tokens and --chat follow from them."""
+    objective (--advantage, --aggregation, --temperature), --max-new-tokens and --chat follow from them. A run may go
+    on with others, where what choosing needs of them is the same."""
     verl_python: Annotated[str, Field(min_length=1)] = "python"
     """The Python that has verl, and this package beside it."""
     checkpoints: Path | None = None
@@ -97,6 +100,7 @@ def run(arguments: Sequence[str]) -> None:
         "policy": first.fingerprint,
         "problems": fingerprint(chain(pool, validation)),
         "rewards": rewards[0].identity,
+        "verl": {name: settings[name] for name in (BATCH, TEMPLATE, TEMPLATE_VALUES)},
     }
     curriculum = Curriculum(
         pool, pool.keys, validation, choosing, options.chunk, options.out, _identity(options, known),
@@ -106,9 +110,7 @@ def run(arguments: Sequence[str]) -> None:
     del first  # verl wants the memory
     config = resolved("verl", options, **known)
     config["versions"]["verl"] = settings.version
-    for name in ("dry_run", "verl_python"):
-        del config["options"][name]
-    open_run(options.out, config)
+    open_run(options.out, config, FREE)
     with progress_bars() as progress:
         made = VerlRun(plan, settings, curriculum, look, show, progress).run()
     if made is not None:
@@ -187,4 +189,4 @@ def agreed(options: VerlOptions, settings: Settings) -> VerlOptions:
 def _identity(options: VerlOptions, known: dict[str, Any]) -> dict[str, Any]:
     """All that may not differ when a run goes on from checkpoints."""
     said = options.model_dump(mode="json")
-    return {**known, **{name: value for name, value in said.items() if name not in PLACE}}
+    return {**known, **{name: value for name, value in said.items() if name not in ("out", "checkpoints", *FREE)}}

@@ -221,8 +221,9 @@ def launch(command: Sequence[str], log: Path, lock: int) -> int:
         out.flush()
         try:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, pass_fds=[lock]
-            )
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, pass_fds=[lock],
+                env={**os.environ, "HYDRA_FULL_ERROR": "1"},  # else hydra hides the cause
+            )  # fmt: skip
         except OSError as error:
             raise GradAlignError(f"option --verl-python: {command[0]}: cannot be run ({error.strerror})") from error
         try:
