@@ -172,12 +172,10 @@ class ModelServer:
                 self.reply(json.loads(self.rfile.read(int(self.headers["content-length"]))))
 
             def reply(self, body: Any) -> None:
-                headers: dict[str, str]
-                value: Any
-                if outer.key is not None and self.headers.get("authorization") != f"Bearer {outer.key}":
-                    status, headers, value = 401, {}, {"error": "Unauthorized"}
-                else:
-                    status, headers, value = outer.answer(self.path, body)
+                answer: Answer = (401, {}, {"error": "Unauthorized"})
+                if outer.key is None or self.headers.get("authorization") == f"Bearer {outer.key}":
+                    answer = outer.answer(self.path, body)
+                status, headers, value = answer
                 sent = (value if isinstance(value, str) else json.dumps(value)).encode()
                 with contextlib.suppress(OSError):  # who asked has left
                     self.send_response(status)
