@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import platform
 import socket
 import sys
@@ -77,6 +78,7 @@ def reward(completions, **columns):
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Two machines with two CPUs each, the second of which may be lost."""
+    os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # other programs' memory is no reason to kill these workers
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = Cluster(initialize_head=True, head_node_args=MACHINE)
