@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import platform
 import socket
 import sys
@@ -44,6 +43,8 @@ REWARD = Reward("countdown", countdown)
 SAMPLING = Sampling(rollouts=4, max_new_tokens=12, seed=3, batch_rollouts=16)
 Run = Callable[..., Ran]
 Harm = Callable[[str, str], Reward]
+CALM = {"memory_monitor_refresh_ms": 0}
+"""Other programs' memory is no reason for Ray to kill these workers."""
 MACHINE: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 200 * 2**20}
 
 DEADLY = '''
@@ -78,10 +79,9 @@ def reward(completions, **columns):
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Two machines with two CPUs each, the second of which may be lost."""
-    os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # other programs' memory is no reason to kill these workers
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made = Cluster(initialize_head=True, head_node_args=MACHINE)
+        made = Cluster(initialize_head=True, head_node_args={**MACHINE, "_system_config": CALM})
         try:
             made.add_node(**MACHINE)
             ray.init(address=made.address, log_to_driver=False, logging_level=logging.ERROR)
