@@ -12,9 +12,6 @@ from __future__ import annotations
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, here and by workers
-os.environ["RAY_memory_monitor_refresh_ms"] = (
-    "0"  # other programs' memory is not what these workers are to be killed for
-)
 
 import json
 import logging
