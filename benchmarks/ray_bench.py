@@ -57,6 +57,8 @@ SPEC = PolicySpec("embedded", device="cpu")
 REWARD = Reward("countdown", countdown)
 PROBLEMS, COPIES, REPEATS = 256, 8, 5
 KILLS = 10
+CALM = {"memory_monitor_refresh_ms": 0}
+"""Other programs' memory is no reason for Ray to kill these workers."""
 MACHINE: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 200 * 2**20}
 
 
@@ -79,7 +81,8 @@ def speed(policy: Policy) -> dict[str, Any]:
     scored = sum(group.status == "scored" for group in groups)
     validation = sampled(PolicySampler(policy, REWARD, Sampling(16, 16, seed=1)), make_pool("mixed", 64, 9))
     direction = Scorer(policy, Objective()).direction(validation)
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
+             _system_config=CALM)  # fmt: skip
     with ray_executor(SPEC, Needs(), workers=1) as one, ray_executor(SPEC, Needs(), workers=2) as two:
         arms: dict[str, Callable[[], Scorer]] = {
             "local": lambda: Scorer(policy, Objective()),
@@ -123,7 +126,7 @@ def _in_turn(
 def kills(policy: Policy) -> dict[str, Any]:
     """Runs that lose a worker or a machine, and whether their tables are those of a run that loses none."""
     rng = random.Random(0)
-    cluster = Cluster(initialize_head=True, head_node_args=MACHINE)
+    cluster = Cluster(initialize_head=True, head_node_args={**MACHINE, "_system_config": CALM})
     cluster.add_node(**MACHINE)
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     rows = []

@@ -206,8 +206,9 @@ def test_rewards_go_to_workers_by_name(embedded: Policy, tmp_path: Path, monkeyp
     collect(sampler, problems, tmp_path / "spread.parquet")
     assert (tmp_path / "spread.parquet").read_bytes() == (tmp_path / "local.parquet").read_bytes()
     (tmp_path / "mine.py").unlink()
+    asked = list(zip(problems, sampler.prompts(problems), strict=True))
     with pytest.raises(GradAlignError, match=r"mine\.py"):
-        collect(sampler, problems, tmp_path / "gone.parquet")
+        list(sampler.each([asked]))
 
 
 def test_a_batch_that_costs_workers_is_taken_apart_and_what_costs_more_is_given_up() -> None:

@@ -43,6 +43,8 @@ REWARD = Reward("countdown", countdown)
 SAMPLING = Sampling(rollouts=4, max_new_tokens=12, seed=3, batch_rollouts=16)
 Run = Callable[..., Ran]
 Harm = Callable[[str, str], Reward]
+CALM = {"memory_monitor_refresh_ms": 0}
+"""Other programs' memory is no reason for Ray to kill these workers."""
 MACHINE: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 200 * 2**20}
 
 DEADLY = '''
@@ -79,7 +81,7 @@ def cluster() -> Iterator[Cluster]:
     """Two machines with two CPUs each, the second of which may be lost."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made = Cluster(initialize_head=True, head_node_args=MACHINE)
+        made = Cluster(initialize_head=True, head_node_args={**MACHINE, "_system_config": CALM})
         try:
             made.add_node(**MACHINE)
             ray.init(address=made.address, log_to_driver=False, logging_level=logging.ERROR)

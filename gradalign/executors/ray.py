@@ -241,7 +241,7 @@ def ray_executor(
 def _reason(error: BaseException) -> str:
     """What became of a worker, in a few words."""
     text = str(error)
-    if type(error).__name__ == "OutOfMemoryError" or ("memory" in text and "kill" in text.lower()):
+    if "low on memory" in text:  # among several lines
         return "its machine ran out of memory"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0][:160] if lines else type(error).__name__
