@@ -159,7 +159,7 @@ def test_a_failure_of_verls_is_told_and_gone_on_from(straight: tuple[Path, Path]
         assert "the cause" in error
         assert "the same command" in error
     chosen_at = (verl.out / "round-0000" / "metrics.json").stat().st_mtime_ns
-    assert "differs in verl" in verl(overrides=("data.train_batch_size=2", *every), die="").error
+    assert "differs in top, verl" in verl(overrides=("data.train_batch_size=2", *every), die="").error
     assert verl(overrides=(*every, "actor_rollout_ref.rollout.gpu_memory_utilization=0.4")).status == 0
     assert (verl.out / "round-0000" / "metrics.json").stat().st_mtime_ns == chosen_at  # not chosen again
     starts = [(call["start"], call["data.pt"]) for call in verl.calls if "start" in call]
