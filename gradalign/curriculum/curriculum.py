@@ -37,7 +37,7 @@ class Curriculum:
 
     Args:
         pool: all candidates.
-        keys: theirs, in the pool's order.
+        keys: theirs, in the pool's order; looked up by ``index``.
         validation: the trusted set, disjoint from the pool.
         plan: how a round chooses.
         chunk: problems looked at in one round, at most; None for all.
@@ -69,7 +69,6 @@ class Curriculum:
         self.patience = patience
         self.processes = processes
         self.keys = keys
-        self.index = {key: index for index, key in enumerate(keys)}
         whole = plan.strategy.once or plan.strategy.stale
         self.chunks = Chunks(keys, None if whole else chunk, plan.seed)
         self.state = State(identity)
@@ -95,7 +94,7 @@ class Curriculum:
         turn = 0
         while len(places) < count and keys:
             order = sorted(keys, key=lambda key: uniform_hash("slot", self.plan.seed, number, turn, key))
-            places += [self.index[key] for key in order]
+            places += [self.keys.index(key) for key in order]
             turn += 1
         return places[:count]
 
