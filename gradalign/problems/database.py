@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 
 from gradalign.errors import GradAlignError
@@ -23,16 +25,21 @@ def temporary_database(cache: int) -> sqlite3.Connection:
     return database
 
 
+def temporary_folder() -> str:
+    """Where such files are: $TMPDIR, else /var/tmp, since /tmp may be memory; as for the databases."""
+    return "/var/tmp" if "TMPDIR" not in os.environ and os.access("/var/tmp", os.W_OK) else tempfile.gettempdir()
+
+
 @contextlib.contextmanager
 def filling(what: str) -> Iterator[None]:
-    """Turn a full disk met while ``what`` is put into a temporary database into one clear line.
+    """Turn a full disk met while ``what`` is put into a temporary file into one clear line.
 
     Raises:
         GradAlignError: the disk is full, or the file cannot be written to.
     """
     try:
         yield
-    except sqlite3.OperationalError as error:
+    except (sqlite3.OperationalError, OSError) as error:
         raise GradAlignError(
             f"{what}: cannot be held in a temporary file ({error}); free space, or name a folder with more by the "
             "environment's TMPDIR"

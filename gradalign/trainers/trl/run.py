@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from datasets import Dataset
 from transformers import HfArgumentParser, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -16,9 +16,10 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from gradalign.alignment.align import Progress, silent
 from gradalign.errors import GradAlignError
 from gradalign.policy.load import Policy
-from gradalign.problems.arrow import alike
+from gradalign.problems.arrow import SeveralKindsError, stored
 from gradalign.problems.schema import Problem
 from gradalign.problems.write import trl_row
+from gradalign.rewards.coin import Coin
 from gradalign.rewards.several import AnyReward, WeightedSum
 from gradalign.trainers.trl.checkpoints import last_complete
 from gradalign.trainers.trl.config import GradAlignConfig
@@ -141,24 +142,34 @@ class TrainJob:
             raise GradAlignError(f"the trainer cannot be made: {' '.join(str(error).split())}") from error
 
     def _rows(self, problems: Sequence[Problem], coins: bool = False) -> Dataset | None:
-        coin = self.reward.coin if coins else None
-        rows = [trl_row(p) | {COIN: coin is not None and coin.corrupts(p.key)} for p in problems]
-        return _data_set(rows) if rows else None
+        return _data_set(_Rows(problems, self.reward.coin if coins else None)) if problems else None
 
 
-def _data_set(rows: Sequence[Mapping[str, Any]]) -> Dataset:
-    """A data set with every field that any row has; null where a row has none.
+@dataclass
+class _Rows:
+    """Problems as the trainer's rows, made anew each time they are gone through."""
+
+    problems: Sequence[Problem]
+    coin: Coin | None
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for problem in self.problems:
+            yield trl_row(problem) | {COIN: self.coin is not None and self.coin.corrupts(problem.key)}
+
+
+def _data_set(rows: Iterable[Mapping[str, Any]]) -> Dataset:
+    """A data set, in a temporary file, with every field that any row has; null where a row has none.
 
     Raises:
         GradAlignError: a field's values cannot be in one column as they are.
     """
-    columns = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        columns[name] = alike([row.get(name) for row in rows])
-        if columns[name] is None:
-            mend = "ask all as messages (--chat)" if name == "prompt" else "give it one kind, or leave the field out"
-            raise GradAlignError(f"the problems' field {name!r} has values of several kinds; {mend}")
-    return Dataset(pa.table(columns))
+    try:
+        table = stored(rows)
+    except SeveralKindsError as error:
+        name = str(error)
+        mend = "ask all as messages (--chat)" if name == "prompt" else "give it one kind, or leave the field out"
+        raise GradAlignError(f"the problems' field {name!r} has values of several kinds; {mend}") from error
+    return Dataset(table, fingerprint=secrets.token_hex(8))  # without one it would hash, and so copy, all rows
 
 
 def export(trainer: GradAlignTrainer, folder: Path) -> None:
