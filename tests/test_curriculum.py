@@ -14,6 +14,7 @@ from gradalign.alignment.direction import Direction
 from gradalign.alignment.saved import origin_of
 from gradalign.curriculum.chunks import Chunks
 from gradalign.curriculum.curriculum import Curriculum
+from gradalign.curriculum.history import History
 from gradalign.curriculum.round import RoundPlan
 from gradalign.curriculum.state import DIRECTION, State
 from gradalign.errors import GradAlignError
@@ -109,7 +110,7 @@ def test_a_round_said_again_replaces_what_came_after_it(tmp_path: Path) -> None:
 
 
 def test_state_survives_its_file_and_refuses_another_run(tmp_path: Path) -> None:
-    state = State({"seed": 1}, 2, [["a"], ["b"], ["c"]], [(0.1, None)], 7, 3, (0.01, 0.002))
+    state = State({"seed": 1}, 2, History([["a"], ["b"], ["c"]]), [(0.1, None)], 7, 3, (0.01, 0.002))
     state.save(tmp_path)
     found = State({"seed": 1}).load(tmp_path)
     assert (found.round, found.history, found.sampled, found.reused) == (2, state.history, 7, 3)

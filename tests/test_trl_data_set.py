@@ -12,7 +12,7 @@ from gradalign.policy.load import load_policy
 from gradalign.problems.schema import Problem
 from gradalign.rewards.base import Reward
 from gradalign.trainers.trl.config import GradAlignConfig
-from gradalign.trainers.trl.run import TrainJob, _data_set
+from gradalign.trainers.trl.run import TrainJob, data_set
 
 
 def test_fields_that_the_first_problem_lacks_reach_the_reward(tmp_path: Path) -> None:
@@ -43,8 +43,8 @@ def test_fields_that_the_first_problem_lacks_reach_the_reward(tmp_path: Path) ->
 )
 def test_fields_that_one_column_cannot_hold_are_refused(rows: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(GradAlignError, match=message):
-        _data_set(rows)
+        data_set(lambda: rows)
 
 
 def test_whole_numbers_among_decimals() -> None:
-    assert _data_set([{"x": 1}, {"x": 1.5}, {}])["x"] == [1.0, 1.5, None]
+    assert data_set(lambda: [{"x": 1}, {"x": 1.5}, {}])["x"] == [1.0, 1.5, None]

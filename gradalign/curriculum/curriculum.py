@@ -86,7 +86,7 @@ class Curriculum:
     @property
     def chosen(self) -> list[str]:
         """Keys of the round's choice, best first."""
-        return self.state.history[-1] if self.state.history else []
+        return self.state.history.last
 
     def slots(self, count: int) -> list[int]:
         """Pool indices of the ``count`` places of a round: the choice in seeded order, again and again as needed."""
@@ -132,7 +132,7 @@ class Curriculum:
         """
         asked = self.plan.strategy.warmup
         if self.plan.strategy.once and number > asked:
-            del self.state.history[number:]
+            self.state.history.cut(number)
             self.state.history.append(self.state.history[asked])
             self.state.round = number
             return {}
@@ -168,7 +168,8 @@ class Curriculum:
         """Put a round into the state; ends the curriculum where the direction has become noise."""
         direction, state = facts["direction"] or {}, self.state
         state.round = number
-        del state.history[number:], state.agreements[number:]
+        state.history.cut(number)
+        del state.agreements[number:]
         state.history.append(chosen)
         state.agreements.append((direction.get("reliability"), direction.get("reliability_se")))
         state.sampled += facts["rollouts"]

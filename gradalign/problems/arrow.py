@@ -6,7 +6,7 @@ import itertools
 import json
 import mmap
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -51,21 +51,21 @@ def column(values: Sequence[Any], where: str) -> pa.Array:
     return pa.array([None if value is None else json.dumps(value, ensure_ascii=False) for value in values], pa.string())
 
 
-def stored(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+def stored(rows: Callable[[], Iterable[Mapping[str, Any]]]) -> pa.Table:
     """The rows as a table with every field that any has, null where one has none; whole numbers among decimals become
     decimals. It is in a file without a name, mapped into memory, so that it may be larger than that.
 
     Args:
-        rows: gone through twice.
+        rows: gives them; is called twice.
 
     Raises:
         SeveralKindsError: a field's values cannot be in one column as they are.
         GradAlignError: there is no room on disk.
     """
-    kinds = _kinds(rows)
+    kinds = _kinds(rows())
     with filling("the rows of a pool"), tempfile.TemporaryFile(dir=temporary_folder()) as file:
         with pa.ipc.new_file(file, pa.schema(list(kinds.items()))) as writer:
-            for block in _blocks(rows):
+            for block in _blocks(rows()):
                 arrays = [_of_kind([row.get(name) for row in block], name, kind) for name, kind in kinds.items()]
                 writer.write_batch(pa.record_batch(arrays, names=list(kinds)))
         file.flush()

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 
-from gradalign.curriculum.state import STATE
+from gradalign.curriculum.history import saved_history
+from gradalign.curriculum.state import HISTORY, STATE
 from gradalign.errors import GradAlignError, warn
 from gradalign.trainers.trl.model import policy_of
 
@@ -29,10 +30,13 @@ def is_complete(checkpoint: Path, chosen: bool = True) -> bool:
     try:
         for name in (TRAINER_STATE_NAME, *([STATE] if chosen else [])):
             json.loads((checkpoint / name).read_text(encoding="utf-8"))
+        if chosen:
+            for _ in saved_history(checkpoint / HISTORY):
+                pass
         for path in checkpoint.glob("*.safetensors"):
             with safe_open(path, framework="pt"):  # reads the header, and holds the file's size against it
                 pass
-    except (OSError, ValueError, SafetensorError):
+    except (OSError, ValueError, SafetensorError, GradAlignError):
         return False
     return all(zipfile.is_zipfile(path) for pattern in ("*.pt", "*.pth") for path in checkpoint.glob(pattern))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
-from datasets import Dataset, Value
+from datasets import Dataset, Value, concatenate_datasets
 
 from gradalign.errors import GradAlignError
+from gradalign.problems.arrow import stored
 from gradalign.problems.keys import Keys, RepeatedKeyError
 from gradalign.problems.schema import Problem, content_key, normalised
 
@@ -82,6 +84,11 @@ class Problems(Sequence[Problem]):
                 )
 
 
+def on_disk(rows: Callable[[], Iterable[Mapping[str, Any]]]) -> Dataset:
+    """A data set of rows in a temporary file; see `gradalign.problems.arrow.stored`."""
+    return Dataset(stored(rows), fingerprint=secrets.token_hex(8))  # to find one it would copy all rows
+
+
 def column(dataset: Dataset, name: str) -> Iterator[Any]:
     """The values of a column, a block at a time from disk."""
     for block in dataset.with_format(None).select_columns(name).iter(BLOCK):
@@ -100,13 +107,12 @@ def _problem(row: dict[str, Any]) -> Problem:
 
 def _keyed(dataset: Dataset) -> Dataset:
     """The data set with a key for each row, as text."""
-    if "key" not in dataset.column_names:
-        keys = (content_key(prompt) for prompt in column(dataset, "prompt"))
-        return dataset.add_column("key", list(keys))
-    if dataset.features["key"] == Value("string") and not dataset.data.column("key").null_count:
+    given = "key" in dataset.column_names
+    if given and dataset.features["key"] == Value("string") and not dataset.data.column("key").null_count:
         return dataset
-    keys = (str(key) for key in column(dataset, "key"))
-    return dataset.remove_columns("key").add_column("key", list(keys))
+    name, text = ("key", str) if given else ("prompt", content_key)
+    keys = on_disk(lambda: ({"key": text(value)} for value in column(dataset, name)))
+    return concatenate_datasets([dataset.remove_columns("key") if given else dataset, keys], axis=1)
 
 
 def _text(value: Any) -> str:

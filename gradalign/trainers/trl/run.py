@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,13 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from gradalign.alignment.align import Progress, silent
 from gradalign.errors import GradAlignError
 from gradalign.policy.load import Policy
-from gradalign.problems.arrow import SeveralKindsError, stored
+from gradalign.problems.arrow import SeveralKindsError
 from gradalign.problems.schema import Problem
 from gradalign.problems.write import trl_row
-from gradalign.rewards.coin import Coin
 from gradalign.rewards.several import AnyReward, WeightedSum
 from gradalign.trainers.trl.checkpoints import last_complete
 from gradalign.trainers.trl.config import GradAlignConfig
+from gradalign.trainers.trl.dataset import on_disk
 from gradalign.trainers.trl.rewards import COIN, RewardFunction
 from gradalign.trainers.trl.trainer import GradAlignTrainer
 
@@ -142,34 +141,27 @@ class TrainJob:
             raise GradAlignError(f"the trainer cannot be made: {' '.join(str(error).split())}") from error
 
     def _rows(self, problems: Sequence[Problem], coins: bool = False) -> Dataset | None:
-        return _data_set(_Rows(problems, self.reward.coin if coins else None)) if problems else None
+        coin = self.reward.coin if coins else None
+
+        def rows() -> Iterator[dict[str, Any]]:
+            for problem in problems:
+                yield trl_row(problem) | {COIN: coin is not None and coin.corrupts(problem.key)}
+
+        return data_set(rows) if problems else None
 
 
-@dataclass
-class _Rows:
-    """Problems as the trainer's rows, made anew each time they are gone through."""
-
-    problems: Sequence[Problem]
-    coin: Coin | None
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for problem in self.problems:
-            yield trl_row(problem) | {COIN: self.coin is not None and self.coin.corrupts(problem.key)}
-
-
-def _data_set(rows: Iterable[Mapping[str, Any]]) -> Dataset:
+def data_set(rows: Callable[[], Iterable[Mapping[str, Any]]]) -> Dataset:
     """A data set, in a temporary file, with every field that any row has; null where a row has none.
 
     Raises:
         GradAlignError: a field's values cannot be in one column as they are.
     """
     try:
-        table = stored(rows)
+        return on_disk(rows)
     except SeveralKindsError as error:
         name = str(error)
         mend = "ask all as messages (--chat)" if name == "prompt" else "give it one kind, or leave the field out"
         raise GradAlignError(f"the problems' field {name!r} has values of several kinds; {mend}") from error
-    return Dataset(table, fingerprint=secrets.token_hex(8))  # without one it would hash, and so copy, all rows
 
 
 def export(trainer: GradAlignTrainer, folder: Path) -> None:
