@@ -64,8 +64,7 @@ class Pool(Sequence[Problem]):
             place: where it is from, for messages.
         """
         number = self._count + 1
-        # Python's own serialisation: the database never leaves the process.
-        values = (number, place, problem.key, _digest(problem), problem.source, pickle.dumps(problem))
+        values = (number, place, problem.key, _digest(problem), problem.source, _packed(problem))
         try:
             with filling(place):
                 self._database.execute("INSERT INTO problems VALUES (?, ?, ?, ?, ?, ?)", values)
@@ -81,7 +80,7 @@ class Pool(Sequence[Problem]):
             "SELECT place, key, prompt, problem FROM problems WHERE key = ? OR prompt = ? ORDER BY key != ?",
             (problem.key, digest, problem.key),
         ).fetchone()
-        return None if found is None else Earlier(found[0], pickle.loads(found[3]).answer, found[2] == digest)
+        return None if found is None else Earlier(found[0], _unpacked(found[3]).answer, found[2] == digest)
 
     def __len__(self) -> int:
         return self._count
@@ -165,7 +164,7 @@ class Pool(Sequence[Problem]):
         return view
 
     def _problems(self, start: int, stop: int) -> Iterator[Problem]:
-        problems = map(pickle.loads, self._column("problem", start, stop))
+        problems = map(_unpacked, self._column("problem", start, stop))
         return problems if self._asked is None else map(self._asked, problems)
 
     def _column(self, name: str, start: int, stop: int) -> Iterator[Any]:
@@ -195,6 +194,15 @@ class _Keys(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         return map(str, self._pool._column("key", 0, len(self)))
+
+
+def _packed(problem: Problem) -> bytes:
+    """A problem as bytes, by Python's own serialisation: the database never leaves the process."""
+    return pickle.dumps((problem.key, problem.prompt, problem.answer, problem.source, problem.metadata))
+
+
+def _unpacked(packed: bytes) -> Problem:
+    return Problem(*pickle.loads(packed))
 
 
 def _digest(problem: Problem) -> bytes:
