@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ ROUNDS = 4
 Spent = tuple[float, float]
 SELECT = ["--model", "embedded", "--reward", "number", "--chunk", "256", "--fraction", "0.1", "--seed", "0"]
 TASKS: dict[str, list[str]] = {
-    "open": [],
+    "open and order": [],
     "select random": ["select", *SELECT, "--strategy", "random"],
     "select accgreedy": ["select", *SELECT, "--strategy", "accgreedy", "--rollouts", "4", "--max-new-tokens", "4"],
     "train accgreedy": [
@@ -37,7 +37,8 @@ TASKS: dict[str, list[str]] = {
 }  # fmt: skip
 COLUMNS = {
     "rows": "rows", "task": "task", "file_mb": "file, MB", "seconds_to_open": "pool opened, s",
-    "open_cpu_seconds": "of which processor", "seconds": "whole task, s", "cpu_seconds": "of which processor",
+    "seconds": "whole task, s", "cpu_seconds": "of which processor",
+    "order_cpu_seconds": "order of a pass, processor s", "chunk_cpu_ms": "a chunk of 256 of it, processor ms",
     "round_cpu_seconds": "rounds 0 to 3, processor s", "anonymous_mb": "anonymous memory, MB",
     "resident_mb": "resident memory, MB", "temporary_mb": "temporary files, MB", "written_mb": "run folder, MB",
 }  # fmt: skip
@@ -85,7 +86,7 @@ def measure(pool: str, arguments: list[str]) -> None:
     from gradalign.cli.main import main as command
     from gradalign.problems import read as reading
 
-    opened, rounds = list[Spent](), list[Spent]()
+    opened, rounds, ordered = list[Spent](), list[Spent](), dict[str, float]()
     if arguments[:1] == ["train"]:
         from gradalign.curriculum.curriculum import Curriculum
 
@@ -100,14 +101,25 @@ def measure(pool: str, arguments: list[str]) -> None:
             if command(arguments):
                 sys.exit("the command failed")
         else:
-            reading.read_problems(pool)
+            ordered = chunks(reading.read_problems(pool).keys)
         seconds, processor = (now - then for now, then in zip(spent(), start, strict=True))
-    facts = {"seconds_to_open": opened[0][0], "open_cpu_seconds": opened[0][1]}
-    facts |= {"seconds": seconds, "cpu_seconds": processor} | peaks
+    facts = {"seconds_to_open": opened[0][0], "seconds": seconds, "cpu_seconds": processor} | peaks | ordered
     rounded: dict[str, Any] = {name: round(value, 2) for name, value in facts.items()}
     for number, name in enumerate(("round_seconds", "round_cpu_seconds")):
         rounded[name] = [round(one[number], 2) for one in rounds]
     print(json.dumps(rounded))
+
+
+def chunks(keys: Collection[str]) -> dict[str, float]:
+    """What the order of a pass and a chunk of it cost."""
+    from gradalign.curriculum.chunks import Chunks
+
+    found, start = Chunks(keys, 256, 0), time.process_time()
+    found[0]
+    first = time.process_time()
+    for number in range(1, 31):
+        found[number]
+    return {"order_cpu_seconds": first - start, "chunk_cpu_ms": (time.process_time() - first) / 30 * 1000}
 
 
 def spent() -> Spent:
@@ -174,11 +186,14 @@ def table(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     for row in found:
         cells = []
         for name in COLUMNS:
-            value = row[name]
+            value = row.get(name, "–")
             if isinstance(value, list):
                 cells.append(", ".join(f"{one:.1f}" for one in value) or "–")
             else:
-                cells.append(f"{value:,.1f}" if isinstance(value, float) else f"{value:,}" if name == "rows" else value)
+                digits = ".2f" if name.endswith("_ms") else ",.1f"
+                cells.append(
+                    f"{value:{digits}}" if isinstance(value, float) else f"{value:,}" if name == "rows" else value
+                )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
