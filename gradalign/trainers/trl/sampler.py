@@ -106,7 +106,7 @@ class TrainerSampler:
         """
         if not problems:
             return []
-        texts = [self.rows(problem.key)["prompt"] for problem in problems]
+        texts = [problem.prompt for problem in problems]
         templates = self.trainer.chat_template, self.trainer._tokenizer.chat_template
         if is_conversational({"prompt": texts[0]}) and not any(templates):
             raise GradAlignError(
