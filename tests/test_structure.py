@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "gradalign"
 ORDER = [
     "errors", "parts", "processes", "files", "rows", "problems", "rewards", "policy", "rollouts", "alignment",
-    "selection", "curriculum", "trainers", "report", "bench", "config", "cli", "__main__",
+    "selection", "curriculum", "trainers", "report", "bench", "plan", "config", "cli", "__main__",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 
