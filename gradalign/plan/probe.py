@@ -275,6 +275,6 @@ def _product(device: torch.device, dtype: torch.dtype) -> float:
 
 def _bandwidth(device: torch.device) -> float:
     """Bytes a second that a copy reads and writes."""
-    source = torch.zeros(2**26, device=device)
-    to = torch.empty_like(source)
+    source = torch.ones(2**25, device=device)
+    to = source.clone()  # pages that were never written cost more
     return 2 * source.numel() * source.element_size() / _timed(lambda: to.copy_(source), device)
