@@ -101,7 +101,7 @@ def measured(model: Anatomy, planned: Planned, device: torch.device, dtype: torc
     scale = _step_work(model.shape, planned.context) / _step_work(shape, planned.context)
     sampling = _steps(_sampler(policy, planned), _rows(policy, planned.rows), device, scale)
     generating = None
-    if planned.generated:
+    if planned.generated and model.parameters <= SMALL:  # of a large model the sampler's steps will do
         generating = _steps(_generator(policy, planned), _rows(policy, planned.generated), device, scale)
     rate, bandwidth = _product(device, dtype), _bandwidth(device)
     layers = f"{shape.layers} of {model.shape.layers} layers" if shape.layers < model.shape.layers else "all layers"

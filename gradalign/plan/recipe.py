@@ -127,7 +127,7 @@ class Recipe:
     @property
     def forward(self) -> str:
         """How forward-only scores are taken: ``central``, ``one-sided`` or ``forward-mode``."""
-        return self.difference or ("forward-mode" if self.half else "central")
+        return self.difference or ("forward-mode" if self.width < 4 else "central")
 
     @property
     def label(self) -> tuple[str, str, str]:

@@ -138,6 +138,8 @@ def scored(
 def _followed(recipe: Recipe, setting: Setting) -> Iterator[Stage]:
     """Validation rollouts, the direction, and in mode ``batch`` the self-check on them."""
     times, trusted = recipe.followed, setting.trusted
+    if not times:
+        return
     count, rollouts = recipe.validation, recipe.validation_rollouts
     yield Stage("validation rollouts", times, *sampled(recipe, setting, trusted, count, rollouts))
     groups = count * trusted.varying(rollouts)
@@ -164,12 +166,16 @@ def _checked(recipe: Recipe, setting: Setting, groups: float, lengths: Lengths) 
 def _candidates(recipe: Recipe, setting: Setting) -> Iterator[Stage]:
     """Candidates' rollouts and scores, over all stages of a race; in mode ``batch`` of every batch."""
     training = recipe.training
+    if not recipe.sampled:
+        return
     often = training.batches if recipe.mode == "batch" and training is not None else 1
     own = setting.candidates
     rollouts, tokens, operations, seconds = 0, 0, 0.0, 0.0
     scores: dict[str, tuple[int, float, float]] = {}
     kinds = {"candidates": recipe.forward if recipe.engine == "directional" else recipe.engine}
-    if recipe.contributions and recipe.engine in ("exact", "sketch"):
+    if not recipe.followed:
+        kinds = {}
+    elif recipe.contributions and recipe.engine in ("exact", "sketch"):
         kinds["contributions"] = recipe.forward
     for stage in recipe.stages():
         for count, before, after in stage:
