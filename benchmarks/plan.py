@@ -93,7 +93,9 @@ def demo(name: str, sizes: dict[str, int], cases: dict[str, Any]) -> None:
         ) for arm, contributions in ARMS.items()
     }  # fmt: skip
     folder = RUNS / name.replace(", ", "-")
-    command("demo", "--out", folder, *(x for key, value in sizes.items() for x in (f"--{key.replace('_', '-')}", value)))
+    command(
+        "demo", "--out", folder, *(x for key, value in sizes.items() for x in (f"--{key.replace('_', '-')}", value))
+    )
     for part, (seconds, device) in plans.items():
         own = folder if part == "choose once" else folder / part.replace(", ", "-")
         cases[f"{name}: {part}"] = {"predicted": seconds, "measured": measured(own), "device": device}

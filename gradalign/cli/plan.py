@@ -29,6 +29,7 @@ from gradalign.problems.fields import FieldMap
 from gradalign.report.console import Cell, show, table
 from gradalign.rollouts.sampler import prompt_tokens
 
+
 class PlanOptions(Options):
     """How the cost is estimated."""
 
@@ -110,7 +111,9 @@ def _is_train(arguments: Sequence[str]) -> bool:
                 return bool(content["command"] == "train")
             if isinstance(content, dict):
                 names |= {str(name).replace("-", "_") for name in content}
-    known = {*PlanSelectOptions.model_fields, "config", "help"} | {f"no_{name}" for name in PlanSelectOptions.model_fields}
+    known = {*PlanSelectOptions.model_fields, "config", "help"} | {
+        f"no_{name}" for name in PlanSelectOptions.model_fields
+    }
     return bool(names - known)
 
 
@@ -197,7 +200,7 @@ def _speeds(options: Any, recipe: Recipe, setting: Setting) -> Speeds:
     kinds += ("forward-mode",) if recipe.forward == "forward-mode" and recipe.strategy.needs_engine else ()
     group = group_of(setting, own, recipe.rollouts)
     planned = Planned(
-        group, round(setting.prompt + own.mean / 2), min(recipe.batch_rollouts, recipe.rollouts * recipe.looked),
+        group, max(2, round(recipe.looked * own.varying(recipe.rollouts))), own, round(setting.prompt + own.mean / 2), min(recipe.batch_rollouts, recipe.rollouts * recipe.looked),
         recipe.stop, recipe.batch_tokens, recipe.sketching, kinds, training.rows if training else 0,
         training.batch * training.generations // options.devices if training and not training.served else 0,
     )  # fmt: skip

@@ -69,9 +69,7 @@ def read_config(model: str) -> Any:
         ) from error
 
 
-def anatomy(
-    model: str, parameters: Sequence[str] = (), rank: int | None = None, adapter: str | None = None
-) -> Anatomy:
+def anatomy(model: str, parameters: Sequence[str] = (), rank: int | None = None, adapter: str | None = None) -> Anatomy:
     """The sizes of ``model``.
 
     Args:

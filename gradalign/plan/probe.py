@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from gradalign.alignment.align import Scorer
+from gradalign.alignment.direction import build_direction
 from gradalign.alignment.directional import Directional
 from gradalign.alignment.exact import Exact
 from gradalign.alignment.sketch import Sketch, Sketching
@@ -29,6 +29,7 @@ from gradalign.bench.counts import Count, Lengths, Shape, completed, head_sketch
 from gradalign.bench.machine import product_seconds, product_width, synchronise
 from gradalign.bench.workloads import Workload, random_groups
 from gradalign.plan.anatomy import Anatomy
+from gradalign.plan.responses import Responses
 from gradalign.plan.speeds import HOST, SHARES, Speeds, Steps
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy, cover
@@ -51,7 +52,9 @@ class Planned:
     """The lengths that are measured.
 
     Attributes:
-        group: a scored group: its prompt, distinct responses, tokens of each.
+        group: a scored group: its prompt, distinct responses, their mean tokens.
+        groups: of them.
+        responses: say how long each of the responses is.
         context: tokens that a sampled token looks back on, halfway.
         rows: responses decoded side by side, at most.
         stop: texts that end a response.
@@ -63,6 +66,8 @@ class Planned:
     """
 
     group: Lengths
+    groups: int
+    responses: Responses
     context: int
     rows: int
     stop: tuple[str, ...]
@@ -163,14 +168,15 @@ def _engines(policy: Policy, shape: Shape, planned: Planned) -> dict[str, float]
     if shared(3)(shape, lengths).total > enough:  # fewer responses, of the same length
         fewer = round(lengths.rollouts * enough / shared(3)(shape, lengths).total)
         lengths = dataclasses.replace(lengths, rollouts=max(2, fewer))
-    number = max(2, min(round(enough / shared(3)(shape, lengths).total), -(-tokens // lengths.tokens), 256))
+    number = max(2, min(round(enough / shared(3)(shape, lengths).total), planned.groups))
     vocabulary = _vocabulary(policy)
-    groups = random_groups(Workload(number, lengths), number, vocabulary, 0)
+    groups = [_cut(group, planned.responses.lengths(i, lengths.rollouts)) for i, group in enumerate(random_groups(
+        Workload(number, dataclasses.replace(lengths, response=len(planned.responses.running))), number, vocabulary, 0
+    ))]  # fmt: skip
     short = random_groups(Workload(2, Lengths(2, 2, 2)), 2, vocabulary, 0)  # the first pass of anything is slower
-    scorer = Scorer(policy, objective, "exact", tokens)
-    along = scorer.direction(short)
+    along = build_direction(short, Exact(policy, objective, tokens, True).add_up)
     runs: dict[str, Callable[[Sequence[Group]], Any]] = {
-        "direction": scorer.direction,
+        "direction": lambda some: build_direction(some, Exact(policy, objective, tokens, True).add_up),
         "exact": lambda some: list(Exact(policy, objective, tokens, True).measure(some, along)),
         "forward": lambda some: Directional(policy, objective, tokens, True, "forward-mode").record(some),
         "forward-mode": lambda some: list(
@@ -184,6 +190,13 @@ def _engines(policy: Policy, shape: Shape, planned: Planned) -> dict[str, float]
         seconds = _timed(partial(runs[kind], groups), policy.device)
         rates[kind] = number * counter(kind, planned.sketching)(shape, lengths).total / seconds
     return rates
+
+
+def _cut(group: Group, lengths: Sequence[int]) -> Group:
+    """The group with its responses cut to these lengths."""
+    for rollout, length in zip(group.rollouts, lengths, strict=True):
+        rollout.response_ids = rollout.response_ids[:length]
+    return Group(group.key, group.prompt_ids, group.rollouts)
 
 
 def _training(policy: Policy, shape: Shape, planned: Planned) -> float:

@@ -30,11 +30,11 @@ class Responses:
     Attributes:
         running: (tokens + 1,) share of responses longer than 0, 1, ... tokens; the last is 0.
         groups: of an earlier run's problems, how often each distinct response and each reward came, and the distinct
-            responses' mean length; empty where there was none.
+            responses' lengths; empty where there was none.
     """
 
     running: Floats
-    groups: tuple[tuple[tuple[int, ...], tuple[int, ...], float], ...] = ()
+    groups: tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], ...] = ()
 
     @classmethod
     def assumed(cls, mean: float | None, most: int) -> Responses:
@@ -45,7 +45,9 @@ class Responses:
         """
         mean = most if mean is None else mean
         if not 1 <= mean <= most:
-            raise GradAlignError(f"option --response-tokens: {mean:g} is not between 1 and the {most} that may be sampled")
+            raise GradAlignError(
+                f"option --response-tokens: {mean:g} is not between 1 and the {most} that may be sampled"
+            )
         low, high = 0.0, 1.0  # the chance to go on, by bisection: the mean rises with it
         for _ in range(60):
             middle = (low + high) / 2
@@ -63,7 +65,7 @@ class Responses:
         for own in by_key.values():
             texts = Counter(tuple(row["response_ids"][:most]) for row in own)
             rewards = Counter(row["reward"] for row in own)
-            groups.append((tuple(texts.values()), tuple(rewards.values()), sum(map(len, texts)) / len(texts)))
+            groups.append((tuple(texts.values()), tuple(rewards.values()), tuple(map(len, texts))))
         lengths = np.array([min(len(row["response_ids"]), most) for row in rows])
         return cls((lengths[:, None] > np.arange(lengths.max() + 1)).mean(0), tuple(groups))
 
@@ -87,7 +89,16 @@ class Responses:
     @property
     def distinct_mean(self) -> float:
         """Mean tokens of a distinct response."""
-        return self._mean([length for _, _, length in self.groups], self.mean)
+        return self._mean([sum(lengths) / len(lengths) for _, _, lengths in self.groups], self.mean)
+
+    def lengths(self, place: int, count: int) -> list[int]:
+        """Tokens of ``count`` distinct responses to one problem, the ``place``-th: as an earlier run's, or evenly from
+        all lengths that are assumed."""
+        if self.groups:
+            known = sorted(self.groups[place % len(self.groups)][2])
+            return [known[i * len(known) // count] for i in range(count)]
+        spread = (np.arange(count) + 0.5 + place % 7 / 16 - 0.2) / count
+        return [max(1, int((self.running > 1 - share).sum())) for share in spread.clip(0, 1 - 1e-9)]
 
     def _mean(self, values: Sequence[float], otherwise: float) -> float:
         return sum(values) / len(values) if values else otherwise
@@ -146,5 +157,3 @@ def earlier(run: Path, most: int) -> tuple[Responses, Responses] | None:
         return None
     some = next(iter(found.values()))
     return found.get("candidates", some), found.get("validation", some)
-
-

@@ -57,5 +57,3 @@ def _rows(path: Path) -> int:
         return int(pq.ParquetFile(path).metadata.num_rows)
     with path.open("rb") as file:
         return sum(bool(line.strip()) for line in file) - (path.suffix in DELIMITERS)
-
-

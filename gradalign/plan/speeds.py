@@ -119,8 +119,9 @@ class Speeds:
     facts: Mapping[str, object] = field(default_factory=dict)
 
     def work(self, kind: str, operations: float, passes: float, layers: int) -> float:
-        """Seconds of ``operations`` in so many passes over the model."""
-        return max(operations / self.rates[kind], passes * layers * self.host * (1 if kind == "forward" else BACKWARD))
+        """Seconds of ``operations`` in so many passes over the model, none faster than the host starts its layers."""
+        least = self.sampling(1) if self.sampling is not None else layers * self.host
+        return max(operations / self.rates[kind], passes * least * (1 if kind == "forward" else BACKWARD))
 
     def moved(self, amount: float) -> float:
         """Seconds to read or write ``amount`` bytes."""

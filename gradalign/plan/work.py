@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -113,9 +113,7 @@ def sampled(
     return problems * rollouts, tokens, float(problems * one), seconds
 
 
-def scored(
-    recipe: Recipe, setting: Setting, kind: str, groups: float, lengths: Lengths
-) -> tuple[int, float, float]:
+def scored(recipe: Recipe, setting: Setting, kind: str, groups: float, lengths: Lengths) -> tuple[int, float, float]:
     """(tokens, operations, seconds) of one kind of scoring over so many groups; ``kind`` may be ``central``."""
     model, speeds = setting.model, setting.speeds
     base = {"central": "forward", "one-sided": "forward", "reference": "train"}.get(kind, kind)
@@ -135,6 +133,20 @@ def scored(
     return round(tokens), operations, seconds
 
 
+def _tried(setting: Setting, responses: Responses, lengths: Lengths) -> tuple[int, float, float]:
+    """(tokens, operations, seconds) of trying whether groups can be packed: four responses twice alone, two groups."""
+    model = setting.model
+    singles = Lengths(setting.longest, 8, responses.longest(lengths.rollouts))
+    operations = float(completed(1)(model.shape, singles).total + 2 * shared(1)(model.shape, lengths).total)
+    seconds = setting.speeds.work("forward", operations, 6, model.shape.layers)
+    return 8 * (singles.prompt + singles.response) + 2 * lengths.tokens, operations, seconds
+
+
+def _added(parts: Iterable[tuple[int, float, float]]) -> tuple[int, float, float]:
+    tokens, operations, seconds = (sum(column) for column in zip(*parts, strict=True))
+    return round(tokens), operations, seconds
+
+
 def _followed(recipe: Recipe, setting: Setting) -> Iterator[Stage]:
     """Validation rollouts, the direction, and in mode ``batch`` the self-check on them."""
     times, trusted = recipe.followed, setting.trusted
@@ -144,12 +156,15 @@ def _followed(recipe: Recipe, setting: Setting) -> Iterator[Stage]:
     yield Stage("validation rollouts", times, *sampled(recipe, setting, trusted, count, rollouts))
     groups = count * trusted.varying(rollouts)
     lengths = group_of(setting, trusted, rollouts)
-    yield Stage("direction", times, 0, *scored(recipe, setting, "direction", groups, lengths))
+    made = scored(recipe, setting, "direction", groups, lengths), _tried(setting, trusted, lengths)
+    yield Stage("direction", times, 0, *_added(made))
     if recipe.mode == "batch":
-        yield from _checked(recipe, setting, groups, lengths)
+        yield from _checked(recipe, setting, trusted, groups, lengths)
 
 
-def _checked(recipe: Recipe, setting: Setting, groups: float, lengths: Lengths) -> Iterator[Stage]:
+def _checked(
+    recipe: Recipe, setting: Setting, responses: Responses, groups: float, lengths: Lengths
+) -> Iterator[Stage]:
     """The self-check of forward-only scores and sketches, every process on the same few groups."""
     parts = []
     if recipe.engine == "directional" or recipe.contributions:
@@ -159,8 +174,7 @@ def _checked(recipe: Recipe, setting: Setting, groups: float, lengths: Lengths) 
         parts += [("sketch", CHECKED), ("exact", CHECKED), ("sketch", CHECKED)]
     made = [scored(recipe, setting, kind, min(groups, most) * setting.devices, lengths) for kind, most in parts]
     if made:
-        tokens, operations, seconds = (sum(column) for column in zip(*made, strict=True))
-        yield Stage("self-check", recipe.followed, 0, round(tokens), operations, seconds)
+        yield Stage("self-check", recipe.followed, 0, *_added([*made, _tried(setting, responses, lengths)]))
 
 
 def _candidates(recipe: Recipe, setting: Setting) -> Iterator[Stage]:
@@ -185,12 +199,13 @@ def _candidates(recipe: Recipe, setting: Setting) -> Iterator[Stage]:
             )  # fmt: skip
             for name, kind in kinds.items():
                 groups, lengths = count * own.varying(after), group_of(setting, own, after)
-                made, past = scored(recipe, setting, kind, groups, lengths), scores.get(name, (0, 0.0, 0.0))
-                scores[name] = past[0] + made[0], past[1] + made[1], past[2] + made[2]
+                made = [scores.get(name, (0, 0.0, 0.0)), scored(recipe, setting, kind, groups, lengths)]
+                tried = name == "candidates" and kind != "reference"
+                scores[name] = _added([*made, _tried(setting, own, lengths)] if tried else made)
     yield Stage("candidate rollouts", often * recipe.sampled, rollouts, tokens, operations, seconds)
     if recipe.mode == "round" and recipe.followed:
         count, _, after = recipe.stages()[0][0]
-        yield from _checked(recipe, setting, count * own.varying(after), group_of(setting, own, after))
+        yield from _checked(recipe, setting, own, count * own.varying(after), group_of(setting, own, after))
     for name, values in scores.items():
         yield Stage(name, often * recipe.followed, 0, *values)
 
