@@ -3,10 +3,11 @@
     python examples/smollm2_mawps/prepare.py MAWPS_FOLDER runs/plan/data
     python benchmarks/plan.py MODEL_FOLDER
 
-MODEL_FOLDER is SmolLM2-135M-Instruct. Every case is planned just before it is run, in this process; response lengths come
-from a pilot on other problems with another seed, so nothing of a run enters its own prediction. ``--clock cpu`` measures
-the processor's time over all threads instead of the wall clock, in the probe and in the runs alike: for a machine that
-other work shares. Writes benchmarks/plan.json and, from it, benchmarks/plan.md; the runs are kept in runs/plan.
+MODEL_FOLDER is SmolLM2-135M-Instruct. Every case is planned just before it is run, in this process; response lengths
+come from a pilot with another seed (the demo's on other problems), so nothing of a run enters its own prediction.
+``--clock cpu`` measures the processor's time over all threads instead of the wall clock, in the probe and in the runs
+alike: for a machine that other work shares. Writes benchmarks/plan.json and, from it, benchmarks/plan.md; the runs are
+kept in runs/plan.
 """
 
 from __future__ import annotations
@@ -121,8 +122,10 @@ def table(data: dict[str, Any]) -> str:
     """The results in Markdown."""
     unit = "seconds" if data["clock"] == "wall" else "seconds of the processor, over all threads"
     lines = [
-        "# gradalign plan against runs", "", f"Predicted and measured {unit}; other work on the machine: {data['load']}.",
-        "", f"{data['machine']['cpu']}, {data['machine']['threads']} threads. `python benchmarks/plan.py`: see its text.", "",
+        "# gradalign plan against runs", "",
+        f"Predicted and measured {unit}; other work on the machine: {data['load']}.",
+        "", f"{data['machine']['cpu']}, {data['machine']['threads']} threads. Made by `python benchmarks/plan.py`.",
+        "",
     ]  # fmt: skip
     for name, case in data["cases"].items():
         lines += [f"## {name}", "", "| stage | predicted | measured | ratio |", "| --- | ---: | ---: | ---: |"]

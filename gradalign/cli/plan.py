@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field
 
 from gradalign.cli.options import Count
-from gradalign.cli.plan_recipes import from_select, from_train
+from gradalign.cli.plan_recipes import from_select, from_train, known_to_train
 from gradalign.cli.problem_options import ProblemOptions
 from gradalign.cli.select import SelectOptions
 from gradalign.config import Options, parse
@@ -114,7 +114,7 @@ def _is_train(arguments: Sequence[str]) -> bool:
     known = {*PlanSelectOptions.model_fields, "config", "help"} | {
         f"no_{name}" for name in PlanSelectOptions.model_fields
     }
-    return bool(names - known)
+    return any(name in known_to_train() for name in names - known)
 
 
 def _sets(options: Any) -> dict[str, Sized]:
@@ -170,7 +170,8 @@ def _responses(options: Any, recipe: Recipe) -> tuple[Responses, Responses]:
         GradAlignError: the earlier run named holds no rollouts; a mean that cannot be.
     """
     most = recipe.max_new_tokens
-    found = earlier(options.like or options.out, most)
+    place = options.like or (options.out if "out" in options.model_fields_set else None)
+    found = None if place is None else earlier(place, most)
     if options.like is not None and found is None:
         raise GradAlignError(f"option --like: {options.like}: holds no round's rollouts; name a run's folder")
     if options.response_tokens is None and found is not None:
@@ -190,21 +191,31 @@ def _speeds(options: Any, recipe: Recipe, setting: Setting) -> Speeds:
         find_card(name)
         return of_card(name, recipe.half)
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise GradAlignError(f"option --device: {name}: there is none here; name a card ({name} of another machine)")
+        raise GradAlignError(
+            f"option --device: {name}: there is none here; name the card of another machine, such as h100"
+        )
     device = torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
     dtype = torch.bfloat16 if recipe.half else torch.float32
     if not options.measure:
         return rough(device, dtype)
+    return measured(setting.model, _planned(recipe, setting), device, dtype)
+
+
+def _planned(recipe: Recipe, setting: Setting) -> Planned:
+    """The lengths that are measured, and the kinds of work."""
     own, training = setting.candidates, recipe.training
-    kinds = ("direction", "exact", "forward", "sketch") if recipe.strategy.needs_engine else ("forward",)
-    kinds += ("forward-mode",) if recipe.forward == "forward-mode" and recipe.strategy.needs_engine else ()
-    group = group_of(setting, own, recipe.rollouts)
-    planned = Planned(
-        group, max(2, round(recipe.looked * own.varying(recipe.rollouts))), own, round(setting.prompt + own.mean / 2), min(recipe.batch_rollouts, recipe.rollouts * recipe.looked),
-        recipe.stop, recipe.batch_tokens, recipe.sketching, kinds, training.rows if training else 0,
-        training.batch * training.generations // options.devices if training and not training.served else 0,
+    kinds: tuple[str, ...] = ("forward",)
+    if recipe.strategy.needs_engine:
+        kinds += ("direction", "exact", "sketch", *([recipe.forward] if recipe.forward == "forward-mode" else []))
+    rows, generated = int(recipe.engine == "reference"), 0
+    if training is not None:
+        rows = training.rows
+        generated = 0 if training.served else training.batch * training.generations // setting.devices
+    return Planned(
+        group_of(setting, own, recipe.rollouts), max(2, round(recipe.looked * own.varying(recipe.rollouts))), own,
+        round(setting.prompt + own.mean / 2), min(recipe.batch_rollouts, recipe.rollouts * recipe.looked), recipe.stop,
+        recipe.batch_tokens, recipe.sketching, kinds, rows, generated,
     )  # fmt: skip
-    return measured(setting.model, planned, device, dtype)
 
 
 def _show(plans: Sequence[Plan], setting: Setting) -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gradalign.alignment.sketch import USUAL, Sketching
 from gradalign.config import parse_further
-from gradalign.errors import GradAlignError, missing_extra
+from gradalign.errors import GradAlignError
 from gradalign.plan.anatomy import Anatomy, anatomy
 from gradalign.plan.recipe import Recipe, Training
 from gradalign.plan.sets import Sized
@@ -36,11 +37,22 @@ def from_select(options: PlanSelectOptions, model: Anatomy, sets: dict[str, Size
     width = _width(options.dtype, model, options.device)
     pool = sets["pool"].size
     return Recipe(
-        strategy, options.engine, options.contributions, options.difference, options.sketching, options.budget,
+        strategy, options.engine, options.contributions, options.difference, counted(options.sketching), options.budget,
         "round", options.chunk or pool, _validation(sets, strategy.needs_engine), options.rollouts,
         options.validation_rollouts or options.rollouts, options.max_new_tokens, options.stop, options.batch_rollouts,
         options.batch_tokens, 1, width < 4, width, options.offload, None, 1, pool,
     )  # fmt: skip
+
+
+def known_to_train() -> set[str]:
+    """Names of the options of ``train``.
+
+    Raises:
+        GradAlignError: the trainer is not installed.
+    """
+    from gradalign.cli.train import TrainOptions, further_options
+
+    return {*TrainOptions.model_fields, *further_options()}
 
 
 def from_train(
@@ -49,16 +61,12 @@ def from_train(
     """The options of ``train`` and of ``plan``, the recipe, its model, and its sets as ``sets_of`` finds them.
 
     Raises:
-        GradAlignError: see `gradalign.cli.train`; the trainer is not installed.
+        GradAlignError: see `gradalign.cli.train`.
     """
     from gradalign.cli.plan import PlanOptions
     from gradalign.cli.train import TrainOptions, configured, defaults
-
-    try:
-        from gradalign.trainers.trl.run import further_options
-        from gradalign.trainers.trl.setup import with_length
-    except ImportError as error:
-        raise missing_extra(str(error.name), "train") from error
+    from gradalign.trainers.trl.run import further_options
+    from gradalign.trainers.trl.setup import with_length
 
     class PlanTrainOptions(PlanOptions, TrainOptions):
         __doc__ = TrainOptions.__doc__
@@ -101,7 +109,7 @@ def _of_args(args: Any, options: Any, sets: dict[str, Sized], half: bool, width:
         args.per_device_eval_batch_size, _evaluations(args, rounds, rounds * steps) if tests else 0,
     )  # fmt: skip
     return Recipe(
-        strategy, engine, args.contributions, args.difference, args.sketching, args.budget, args.mode,
+        strategy, engine, args.contributions, args.difference, counted(args.sketching), args.budget, args.mode,
         args.candidates, _validation(sets, strategy.needs_engine), args.most, args.validation_rollouts or args.most,
         args.max_completion_length, options.stop, args.batch_rollouts, args.batch_tokens, rounds, half, width,
         args.offload, training, args.oversample, pool,
@@ -122,6 +130,14 @@ def _validation(sets: dict[str, Sized], followed: bool) -> int:
             "problems it will hold"
         )
     return 0
+
+
+def counted(sketching: Sketching) -> Sketching:
+    """The sketch that is planned: of the output layer alone, or of all layers, projected from two sides. Sketches of
+    fewer layers cost less."""
+    layers = sketching.layers if sketching.layers == "lm-head" else USUAL.layers
+    projection = sketching.projection if sketching.projection.startswith("two-sided") else USUAL.projection
+    return Sketching(layers, projection)
 
 
 def _width(dtype: str, model: Anatomy, device: str) -> int:

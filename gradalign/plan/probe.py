@@ -1,9 +1,9 @@
-"""This machine's speeds, measured in some seconds: its own rates, or the engines themselves on a model like the planned.
+"""This machine's speeds, measured in some seconds: its own rates, or the engines themselves on a like model.
 
-That model has the planned one's architecture and random weights, and as few layers as leave the output layer two
-thirds of the work, where it is large. It takes random tokens of the planned lengths through the very code that a run takes: engines,
+That model has the planned one's architecture and random weights; of a large one as few layers as leave the output layer
+two thirds of the work. It takes random tokens of the planned lengths through the very code that a run takes: engines,
 sampler, the trainer's generation, a training pass. What comes out are operations a second by kind of work, and
-seconds a step by rows; overhead of small models is within both.
+seconds a step by rows; the overhead of small models is within both.
 """
 
 from __future__ import annotations
@@ -170,9 +170,9 @@ def _engines(policy: Policy, shape: Shape, planned: Planned) -> dict[str, float]
         lengths = dataclasses.replace(lengths, rollouts=max(2, fewer))
     number = max(2, min(round(enough / shared(3)(shape, lengths).total), planned.groups))
     vocabulary = _vocabulary(policy)
-    groups = [_cut(group, planned.responses.lengths(i, lengths.rollouts)) for i, group in enumerate(random_groups(
-        Workload(number, dataclasses.replace(lengths, response=len(planned.responses.running))), number, vocabulary, 0
-    ))]  # fmt: skip
+    longest = dataclasses.replace(lengths, response=len(planned.responses.running))
+    whole = random_groups(Workload(number, longest), number, vocabulary, 0)
+    groups = [_cut(group, planned.responses.lengths(i, lengths.rollouts)) for i, group in enumerate(whole)]
     short = random_groups(Workload(2, Lengths(2, 2, 2)), 2, vocabulary, 0)  # the first pass of anything is slower
     along = build_direction(short, Exact(policy, objective, tokens, True).add_up)
     runs: dict[str, Callable[[Sequence[Group]], Any]] = {

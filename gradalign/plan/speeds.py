@@ -75,7 +75,7 @@ def find_card(name: str) -> Card:
 
 @dataclass(frozen=True)
 class Steps:
-    """Measured seconds of a decoding step by the rows decoded side by side, rising; straight lines between and beyond."""
+    """Measured seconds of a decoding step by the rows decoded side by side, rising; straight lines between them."""
 
     rows: tuple[int, ...]
     seconds: tuple[float, ...]
