@@ -6,8 +6,8 @@
 MODEL_FOLDER is SmolLM2-135M-Instruct. Every case is planned just before it is run, in this process; response lengths
 come from a pilot with another seed (the demo's on other problems), so nothing of a run enters its own prediction.
 ``--clock cpu`` measures the processor's time over all threads instead of the wall clock, in the probe and in the runs
-alike: for a machine that other work shares. Writes benchmarks/plan.json and, from it, benchmarks/plan.md; the runs are
-kept in runs/plan.
+alike: for a machine that other work shares. Writes benchmarks/plan.json and, from it, benchmarks/plan.md, in which
+cases that are not asked for stay as they are; the runs are kept in runs/plan.
 """
 
 from __future__ import annotations
@@ -120,21 +120,17 @@ def smollm2(model: Path, engine: str, cases: dict[str, Any]) -> None:
 
 def table(data: dict[str, Any]) -> str:
     """The results in Markdown."""
-    unit = "seconds" if data["clock"] == "wall" else "seconds of the processor, over all threads"
-    lines = [
-        "# gradalign plan against runs", "",
-        f"Predicted and measured {unit}; other work on the machine: {data['load']}.",
-        "", f"{data['machine']['cpu']}, {data['machine']['threads']} threads. Made by `python benchmarks/plan.py`.",
-        "",
-    ]  # fmt: skip
+    units = {"wall": "seconds", "cpu": "seconds of the processor, over all threads"}
+    lines = ["# gradalign plan against runs", "", f"Made by `python benchmarks/plan.py`. {data['machine']}.", ""]
     for name, case in data["cases"].items():
-        lines += [f"## {name}", "", "| stage | predicted | measured | ratio |", "| --- | ---: | ---: | ---: |"]
         told = [stage for stage in case["predicted"] if stage in case["measured"]]
         rows = [(stage, case["predicted"][stage], case["measured"][stage]) for stage in told]
         rows.append(("in all", *(sum(row[i] for row in rows) for i in (1, 2))))
+        lines += [f"## {name}", "", f"In {units[case['clock']]}; {case['load']}.", ""]
+        lines += ["| stage | predicted | measured | ratio |", "| --- | ---: | ---: | ---: |"]
         for stage, ours, theirs in rows:
             ratio = ours / theirs if theirs else float("nan")
-            mark = "" if 1 / WITHIN <= ratio <= WITHIN else " (off)"
+            mark = "" if 1 / WITHIN <= ratio <= WITHIN else f" (beyond {WITHIN:g})"
             lines.append(f"| {stage} | {ours:.3g} | {theirs:.3g} | {ratio:.2f}{mark} |")
         lines.append("")
     return "\n".join(lines)
@@ -155,16 +151,20 @@ def main() -> None:
     for path in RUNS.glob("*"):
         if path.name != "data":
             shutil.rmtree(path)
-    load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores when it began"
-    data: dict[str, Any] = {"clock": options.clock, "load": load, "machine": machine(torch.device("cpu")), "cases": {}}
+    known, file = machine(torch.device("cpu")), HERE / "plan.json"
+    data: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"cases": {}}
+    data["machine"] = f"{known['cpu']}, {known['cores']} cores, {known['threads']} threads"
     for name in options.cases:
+        load = f"load {os.getloadavg()[0]:.1f} when it began"
+        cases: dict[str, Any] = {}
         if name in DEMO:
-            demo(name, DEMO[name], data["cases"])
+            demo(name, DEMO[name], cases)
         else:
             for engine in ("exact", "directional"):
-                smollm2(options.model, engine, data["cases"])
-        (HERE / "plan.json").write_text(json.dumps(data, indent=1) + "\n")
-        (HERE / "plan.md").write_text(table(data))
+                smollm2(options.model, engine, cases)
+        data["cases"] |= {name: {"clock": options.clock, "load": load, **case} for name, case in cases.items()}
+        file.write_text(json.dumps(data, indent=1) + "\n")
+        file.with_suffix(".md").write_text(table(data))
     print(table(data))
 
 
