@@ -13,7 +13,6 @@ from pydantic import Field
 
 from gradalign.cli.options import Count
 from gradalign.cli.plan_recipes import from_select, from_train, known_to_train
-from gradalign.cli.problem_options import ProblemOptions
 from gradalign.cli.select import SelectOptions
 from gradalign.config import Options, parse
 from gradalign.errors import GradAlignError, warn
@@ -148,7 +147,7 @@ def _setting(options: Any, recipe: Recipe, model: Anatomy, sets: dict[str, Sized
 _NOWHERE = Speeds("", "", {}, 1.0, None, False)
 
 
-def _prompts(options: ProblemOptions | Any, model: Anatomy, sets: dict[str, Sized]) -> list[int]:
+def _prompts(options: Any, model: Anatomy, sets: dict[str, Sized]) -> list[int]:
     """Tokens of the prompts that are looked at.
 
     Raises:

@@ -50,7 +50,8 @@ def known_to_train() -> set[str]:
     Raises:
         GradAlignError: the trainer is not installed.
     """
-    from gradalign.cli.train import TrainOptions, further_options
+    from gradalign.cli.train import TrainOptions
+    from gradalign.trainers.trl.run import further_options
 
     return {*TrainOptions.model_fields, *further_options()}
 
