@@ -12,6 +12,7 @@ import pytest
 
 from gradalign.alignment.sketch import USUAL
 from gradalign.bench.counts import Lengths, Shape, completed
+from gradalign.bench.workloads import MODELS
 from gradalign.cli.main import main
 from gradalign.errors import GradAlignWarning
 from gradalign.plan.anatomy import anatomy
@@ -23,6 +24,7 @@ from gradalign.plan.work import Setting, alone, stages
 from gradalign.policy.load import EMBEDDED
 from gradalign.selection import STRATEGIES
 
+SPEED = Path(__file__).parents[1] / "benchmarks" / "speed"
 SHAPE = Shape(layers=2, layer_weights=100, head_weights=50, attention_width=4)
 ONE = Speeds("one", "", dict.fromkeys(SHARES, 1.0), 1.0, None, False, host=0.0)
 """A device of one operation and one byte a second."""
@@ -151,6 +153,24 @@ def test_memory_is_weights_optimiser_and_direction() -> None:
     assert parts["direction"]["direction"] == 3000
     assert parts["training"]["gradients"] == 1000
     assert memory(recipe(offload=True), setting())["scoring"]["direction"] == 0
+
+
+@pytest.mark.parametrize("name", ["short", "few-shot", "long"])
+def test_memory_fits_what_the_speed_benchmark_measured(name: str, tmp_path: Path) -> None:
+    config = MODELS["smollm2"]
+    assert config is not None
+    config().save_pretrained(tmp_path)
+    data = json.loads((SPEED / f"smollm2-{name}.json").read_text())
+    found = data["measured"][name]
+    responses = Responses.assumed(None, found["response"])
+    own = Setting(anatomy(str(tmp_path)), ONE, 1, float(found["prompt"]), found["prompt"], responses, responses)
+    groups, tokens = found["groups"], data["options"]["batch_tokens"]
+    small = recipe(rollouts=found["rollouts"], candidates=groups, pool=groups, batch_tokens=tokens)
+    scoring = memory(dataclasses.replace(small, contributions=True), own)
+    measured = {arm: max(found["arms"][arm]["peak_bytes"]) for arm in ("exact", "directional")}
+    assert 1 / 1.5 < scoring["scoring"]["activations"] / measured["exact"] < 1.5
+    moved = scoring["forward-only scores"]
+    assert 1 / 1.5 < (moved["weights moved"] + moved["activations"]) / measured["directional"] < 1.5
 
 
 def test_an_earlier_run_tells_what_responses_are_like(tmp_path: Path) -> None:

@@ -87,7 +87,8 @@ def _kept(setting: Setting) -> float:
 def _passed(recipe: Recipe, setting: Setting, lengths: Lengths, backward: bool) -> float:
     """Activations of a pass of scoring, and the logits that are held at a time."""
     model = setting.model
-    tokens = min(max(recipe.batch_tokens, lengths.prompt + lengths.response), lengths.tokens * recipe.looked)
+    whole = max(1, min(recipe.batch_tokens // lengths.tokens, recipe.looked))  # groups that share a pass
+    tokens = max(min(whole * lengths.tokens, recipe.batch_tokens), lengths.prompt + lengths.response)
     places = min(tokens, max(1, lengths.rollouts * lengths.response))
     limit = LOGITS.get("cpu", 2**28) if not setting.speeds.card else 2**28
     logits = 3 * 4.0 * min(limit, places * model.vocabulary)
