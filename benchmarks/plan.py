@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ DEMO = {
     "demo, small": {"problems": 64, "validation": 32, "test": 32, "rounds": 2, "steps_per_round": 4},
     "demo": {"problems": 256, "validation": 128, "test": 128, "rounds": 4, "steps_per_round": 8},
 }
+ENGINES = ("exact", "directional")
 ARMS = {"gradalign": False, "guarded": True, "random": False}
 
 
@@ -73,7 +75,7 @@ def measured(folder: Path) -> dict[str, float]:
     return found | (log.seconds(0) if log else {})
 
 
-def demo(name: str, sizes: dict[str, int], cases: dict[str, Any]) -> None:
+def demo(name: str, sizes: dict[str, int]) -> dict[str, Any]:
     """The demo's parts, planned one by one as recipes of ``select`` and ``train``."""
     like = pilot("embedded", "--model", "embedded", "--pool", "embedded:mixed?size=128&seed=5", "--validation",
                  "embedded:mixed?size=8&seed=6", "--allow-overlap", "--reward", "countdown", "--corrupt", 0.5,
@@ -97,12 +99,15 @@ def demo(name: str, sizes: dict[str, int], cases: dict[str, Any]) -> None:
     command(
         "demo", "--out", folder, *(x for key, value in sizes.items() for x in (f"--{key.replace('_', '-')}", value))
     )
-    for part, (seconds, device) in plans.items():
-        own = folder if part == "choose once" else folder / part.replace(", ", "-")
-        cases[f"{name}: {part}"] = {"predicted": seconds, "measured": measured(own), "device": device}
+    return {
+        f"{name}: {part}": {
+            "predicted": seconds, "device": device,
+            "measured": measured(folder if part == "choose once" else folder / part.replace(", ", "-")),
+        } for part, (seconds, device) in plans.items()
+    }  # fmt: skip
 
 
-def smollm2(model: Path, engine: str, cases: dict[str, Any]) -> None:
+def smollm2(model: Path, engine: str) -> dict[str, Any]:
     """A choice by SmolLM2 among word problems."""
     data, template = RUNS / "data", HERE.parent / "examples/smollm2_mawps/template.txt"
     both = ("--model", model, "--pool", data / "pool.jsonl", "--validation", data / "short.jsonl", "--template",
@@ -115,7 +120,7 @@ def smollm2(model: Path, engine: str, cases: dict[str, Any]) -> None:
     seconds, device = predicted(*both, *scoring, "--like", like)
     folder = RUNS / f"smollm2-{engine}"
     command("select", *both, *scoring, "--out", folder)
-    cases[f"SmolLM2: {engine}"] = {"predicted": seconds, "measured": measured(folder), "device": device}
+    return {f"SmolLM2: {engine}": {"predicted": seconds, "measured": measured(folder), "device": device}}
 
 
 def table(data: dict[str, Any]) -> str:
@@ -155,16 +160,12 @@ def main() -> None:
     data: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"cases": {}}
     data["machine"] = f"{known['cpu']}, {known['cores']} cores, {known['threads']} threads"
     for name in options.cases:
-        load = f"load {os.getloadavg()[0]:.1f} when it began"
-        cases: dict[str, Any] = {}
-        if name in DEMO:
-            demo(name, DEMO[name], cases)
-        else:
-            for engine in ("exact", "directional"):
-                smollm2(options.model, engine, cases)
-        data["cases"] |= {name: {"clock": options.clock, "load": load, **case} for name, case in cases.items()}
-        file.write_text(json.dumps(data, indent=1) + "\n")
-        file.with_suffix(".md").write_text(table(data))
+        makes = [partial(smollm2, options.model, engine) for engine in ENGINES]
+        for make in [partial(demo, name, DEMO[name])] if name in DEMO else makes:
+            load = f"load {os.getloadavg()[0]:.1f} when it began"
+            data["cases"] |= {part: {"clock": options.clock, "load": load, **case} for part, case in make().items()}
+            file.write_text(json.dumps(data, indent=1) + "\n")
+            file.with_suffix(".md").write_text(table(data))
     print(table(data))
 
 
