@@ -1,7 +1,7 @@
 """This machine's speeds, measured in some seconds: its own rates, or the engines themselves on a like model.
 
-That model has the planned one's architecture and random weights; of a large one as few layers as leave the output layer
-two thirds of the work. It takes random tokens of the planned lengths through the very code that a run takes: engines,
+That model has the planned one's architecture and random weights; of a large one only as many layers as have twice the
+output layer's weights. It takes random tokens of the planned lengths through the very code that a run takes: engines,
 sampler, the trainer's generation, a training pass. What comes out are operations a second by kind of work, and
 seconds a step by rows; the overhead of small models is within both.
 """
@@ -43,6 +43,9 @@ ENOUGH = {"cpu": 6e10}
 ROWS = {"cpu": 64}
 """By device: rows decoded side by side, at most, in a model of more than `SMALL` weights; 512 on others."""
 SMALL = 5_000_000
+WHOLE = 200_000_000
+"""Parameters up to which a model is measured with all its layers: what the output layer costs each group, whatever its
+tokens, would else be scaled up with the layers."""
 STEPS = (2, 6)
 """Tokens of the two samplings whose difference is that of the steps between."""
 
@@ -147,8 +150,8 @@ def _like(model: Anatomy, device: torch.device, dtype: torch.dtype) -> Policy:
     """A policy of random weights, with fewer layers where the model is large."""
     config = copy.deepcopy(model.policy.config)
     text, shape = config.get_text_config(), model.shape
-    if model.parameters > SMALL:
-        text.num_hidden_layers = min(shape.layers, max(2, shape.head_weights // shape.layer_weights // 2))
+    if model.parameters > WHOLE:
+        text.num_hidden_layers = min(shape.layers, max(2, 2 * shape.head_weights // shape.layer_weights))
         if getattr(text, "layer_types", None) is not None:
             text.layer_types = text.layer_types[: text.num_hidden_layers]
     text.eos_token_id = config.eos_token_id = None
