@@ -12,7 +12,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "gradalign"
 ORDER = [
     "errors", "endpoint", "parts", "processes", "files", "rows", "problems", "rewards", "policy", "executors",
-    "rollouts",    "alignment", "selection", "curriculum", "trainers", "report", "bench", "config", "cli", "__main__",
+    "rollouts", "alignment", "selection", "curriculum", "trainers", "report", "bench", "plan", "config", "cli",
+    "__main__",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "rollout": "sample and reward responses to problems",
     "score": "align rollouts that exist with a validation set's policy gradient",
     "select": "sample, score and choose: which problems to train on now",
+    "plan": "what a recipe will cost before it starts: time, memory, device hours, and its alternatives",
     "train": "TRL's GRPO on problems chosen as the policy moves",
     "verl": "verl's trainer in rounds, on problems chosen as the policy moves",
     "audit": "problems whose reward is probably wrong, at a false-discovery rate",
