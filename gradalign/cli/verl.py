@@ -16,6 +16,7 @@ from gradalign.curriculum.curriculum import Curriculum
 from gradalign.curriculum.folder import open_run
 from gradalign.errors import GradAlignError
 from gradalign.policy.load import EMBEDDED, Policy, load_policy
+from gradalign.problems.keys import Keys
 from gradalign.problems.schema import fingerprint
 from gradalign.report.console import progress_bars, show
 from gradalign.rewards.verl import VerlReward
@@ -103,7 +104,7 @@ def run(arguments: Sequence[str]) -> None:
         "verl": {name: settings[name] for name in (BATCH, TEMPLATE, TEMPLATE_VALUES)},
     }
     curriculum = Curriculum(
-        pool, pool.keys, validation, choosing, options.chunk, options.out, _identity(options, known),
+        pool, Keys(pool.keys), validation, choosing, options.chunk, options.out, _identity(options, known),
         patience=options.noise_patience,
     )  # fmt: skip
     check(first, options, strategy, [pool[i] for i in curriculum.chunks[0]], validation)

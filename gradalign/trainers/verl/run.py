@@ -191,7 +191,7 @@ class VerlRun:
         plan, curriculum = self.plan, self.curriculum
         chosen = curriculum.state.history[number]
         folder, log = round_folder(plan.out, number), plan.log(number)
-        write_chosen(folder, [curriculum.pool[curriculum.index[key]] for key in chosen], "verl")
+        write_chosen(folder, [curriculum.pool[curriculum.keys.index(key)] for key in chosen], "verl")
         if plan.policy(number).exists():
             shutil.rmtree(plan.policy(number))  # it has chosen, is large, and lies in the checkpoint
         begun, end = last_step(plan.checkpoints), (number + 1) * plan.steps
