@@ -103,7 +103,8 @@ def measured(model: Anatomy, planned: Planned, device: torch.device, dtype: torc
     start = time.perf_counter()
     policy = _like(model, device, dtype)
     shape = dataclasses.replace(model.shape, layers=policy.config.get_text_config().num_hidden_layers)
-    rates = _engines(policy, shape, planned)
+    rates, once = _engines(policy, shape, planned)
+    once *= model.parameters / sum(parameter.numel() for parameter in policy.parameters)
     if planned.training:
         rates["train"] = _training(policy, shape, planned)
     scale = _step_work(model.shape, planned.context) / _step_work(shape, planned.context)
@@ -114,14 +115,14 @@ def measured(model: Anatomy, planned: Planned, device: torch.device, dtype: torc
     rate, bandwidth = _product(device, dtype), _bandwidth(device)
     layers = f"{shape.layers} of {model.shape.layers} layers" if shape.layers < model.shape.layers else "all layers"
     facts = {
-        "product": rate, "bandwidth": bandwidth, "layers": shape.layers, "rates": rates,
+        "product": rate, "bandwidth": bandwidth, "layers": shape.layers, "rates": rates, "direction": once,
         "sampling": _record(sampling), "generating": generating and _record(generating),
         "seconds": time.perf_counter() - start,
     }  # fmt: skip
     source = f"measured on random weights ({layers}) in {facts['seconds']:.0f} s"
     return dataclasses.replace(
         _here(device), source=source, rates=rates, bandwidth=bandwidth, sampling=sampling, generating=generating,
-        facts=facts,
+        direction=once, facts=facts,
     )  # fmt: skip
 
 
@@ -164,8 +165,8 @@ def _like(model: Anatomy, device: torch.device, dtype: torch.dtype) -> Policy:
     return policy
 
 
-def _engines(policy: Policy, shape: Shape, planned: Planned) -> dict[str, float]:
-    """Kind of work -> operations a second of the engine that does it, or of the direction."""
+def _engines(policy: Policy, shape: Shape, planned: Planned) -> tuple[dict[str, float], float]:
+    """Kind of work -> operations a second; and the seconds that a direction takes of however few groups."""
     lengths, objective, tokens = planned.group, Objective(), planned.batch_tokens
     enough = ENOUGH.get(policy.device.type, 1e13)
     if shared(3)(shape, lengths).total > enough:  # fewer responses, of the same length
@@ -187,12 +188,15 @@ def _engines(policy: Policy, shape: Shape, planned: Planned) -> dict[str, float]
         ),
         "sketch": lambda some: list(Sketch(policy, objective, tokens, True, planned.sketching).measure(some, along)),
     }
-    rates = {}
+    rates, once = {}, 0.0
     for kind in planned.kinds:
         runs[kind](short)
         seconds = _timed(partial(runs[kind], groups), policy.device)
+        if kind == "direction":  # sums as large as the policy are made, whatever is added to them
+            once = min(_timed(partial(runs[kind], short), policy.device), seconds / 2)
+            seconds -= once
         rates[kind] = number * counter(kind, planned.sketching)(shape, lengths).total / seconds
-    return rates
+    return rates, once
 
 
 def _cut(group: Group, lengths: Sequence[int]) -> Group:

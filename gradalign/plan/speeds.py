@@ -103,6 +103,7 @@ class Speeds:
         host: seconds to start a layer's forward pass; 0 where that is within the measured times.
         sampling: measured steps of the sampler; None counts bytes and operations.
         generating: measured steps of the trainer's own generation.
+        direction: seconds that a direction takes of however few groups, where measured.
         facts: measured numbers behind it, for the record.
     """
 
@@ -116,6 +117,7 @@ class Speeds:
     host: float = 0.0
     sampling: Steps | None = None
     generating: Steps | None = None
+    direction: float = 0.0
     facts: Mapping[str, object] = field(default_factory=dict)
 
     def work(self, kind: str, operations: float, passes: float, layers: int) -> float:

@@ -156,7 +156,8 @@ def _followed(recipe: Recipe, setting: Setting) -> Iterator[Stage]:
     yield Stage("validation rollouts", times, *sampled(recipe, setting, trusted, count, rollouts))
     groups = count * trusted.varying(rollouts)
     lengths = group_of(setting, trusted, rollouts)
-    made = scored(recipe, setting, "direction", groups, lengths), _tried(setting, trusted, lengths)
+    made = [scored(recipe, setting, "direction", groups, lengths), _tried(setting, trusted, lengths)]
+    made.append((0, 0.0, setting.speeds.direction))
     yield Stage("direction", times, 0, *_added(made))
     if recipe.mode == "batch":
         yield from _checked(recipe, setting, trusted, groups, lengths)
