@@ -19,6 +19,7 @@ import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 ROWS = (10_000, 100_000, 1_000_000)
 ROUNDS = 4
@@ -84,24 +85,22 @@ def write_pool(path: Path, count: int) -> None:
 def measure(pool: str, arguments: list[str]) -> None:
     """One task, in this process; prints its numbers as a line of JSON."""
     from gradalign.cli.main import main as command
-    from gradalign.problems import read as reading
+    from gradalign.problems.read import read_problems
 
     opened, rounds, ordered = list[Spent](), list[Spent](), dict[str, float]()
-    if arguments[:1] == ["train"]:
-        from gradalign.curriculum.curriculum import Curriculum
-
-        Curriculum.begin = timed(Curriculum.begin, rounds)  # type: ignore[method-assign]
-    reading.read_problems = timed(reading.read_problems, opened)
-    with watched() as peaks:
+    read = timed(read_problems, opened)
+    with contextlib.ExitStack() as patched, watched() as peaks:
         start = spent()
         if arguments:
-            from gradalign.cli import problem_options
+            patched.enter_context(patch("gradalign.cli.problem_options.read_problems", read))
+            if arguments[0] == "train":
+                from gradalign.curriculum.curriculum import Curriculum
 
-            problem_options.read_problems = reading.read_problems
+                patched.enter_context(patch.object(Curriculum, "begin", timed(Curriculum.begin, rounds)))
             if command(arguments):
                 sys.exit("the command failed")
         else:
-            ordered = chunks(reading.read_problems(pool).keys)
+            ordered = chunks(read(pool).keys)
         seconds, processor = (now - then for now, then in zip(spent(), start, strict=True))
     facts = {"seconds_to_open": opened[0][0], "seconds": seconds, "cpu_seconds": processor} | peaks | ordered
     rounded: dict[str, Any] = {name: round(value, 2) for name, value in facts.items()}

@@ -95,7 +95,7 @@ def test_keys_know_their_places() -> None:
     assert (keys[7], keys[-1], keys[5:8], len(keys)) == ("k7", "k2999", ["k5", "k6", "k7"], 3000)
     assert [keys.index(key) for key in ("k0", "k1234", "k2999")] == [0, 1234, 2999]
     assert "k5" in keys
-    assert 5 not in keys
+    assert "k3000" not in keys
     for missing, start in (("k3000", 0), ("k7", 8)):
         with pytest.raises(ValueError, match="is not among these keys"):
             keys.index(missing, start)
