@@ -4,10 +4,11 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 VENV := .venv
+VERL := .venv-verl
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format clean verl-check
 
 demo: $(VENV)/core
 	$(BIN)/gradalign demo --out runs/demo
@@ -24,8 +25,18 @@ format: $(VENV)/test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# verl wants an older transformers than the rest: an environment of its own.
+verl-check: $(VERL)/made
+	$(VERL)/bin/python scripts/check_verl.py --out benchmarks/verl.json
+
+$(VERL)/made: pyproject.toml
+	$(PYTHON) -m venv $(VERL)
+	$(VERL)/bin/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) torch==2.13.0
+	$(VERL)/bin/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -e '.[verl]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) $(VERL) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 
 $(VENV)/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -12,6 +12,7 @@ from gradalign.cli.bench.fidelity import FidelityOptions
 from gradalign.cli.bench.speed import SpeedOptions
 from gradalign.cli.demo import DemoOptions
 from gradalign.cli.main import COMMANDS, main
+from gradalign.cli.plan import PlanSelectOptions
 from gradalign.cli.pool import PoolOptions
 from gradalign.cli.report import ReportOptions
 from gradalign.cli.reward import CheckOptions
@@ -19,6 +20,7 @@ from gradalign.cli.rollout import RolloutOptions
 from gradalign.cli.score import ScoreOptions
 from gradalign.cli.select import SelectOptions
 from gradalign.cli.train import TrainOptions
+from gradalign.cli.verl import VerlOptions
 from gradalign.config import Options, parse, resolved
 from gradalign.errors import GradAlignError
 
@@ -26,6 +28,8 @@ KINDS: dict[str, type[Options]] = {
     "demo": DemoOptions, "rollout": RolloutOptions, "score": ScoreOptions, "select": SelectOptions,
     "train": TrainOptions, "audit": AuditOptions, "bench speed": SpeedOptions, "bench fidelity": FidelityOptions,
     "bench audit": AuditBenchOptions, "reward": CheckOptions, "pool": PoolOptions, "report": ReportOptions,
+    "verl": VerlOptions,
+    "plan": PlanSelectOptions,
 }  # fmt: skip
 SCORE = ["--model", "m", "--candidates", "c.jsonl", "--validation", "v.jsonl", "--out", "s.parquet"]
 

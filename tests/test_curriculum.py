@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -14,8 +17,9 @@ from gradalign.alignment.direction import Direction
 from gradalign.alignment.saved import origin_of
 from gradalign.curriculum.chunks import Chunks
 from gradalign.curriculum.curriculum import Curriculum
+from gradalign.curriculum.history import History, saved_history
 from gradalign.curriculum.round import RoundPlan
-from gradalign.curriculum.state import DIRECTION, State
+from gradalign.curriculum.state import DIRECTION, HISTORY, State
 from gradalign.errors import GradAlignError
 from gradalign.problems.embedded import make_pool
 from gradalign.processes import ALONE, Processes
@@ -40,6 +44,31 @@ def test_chunks_leave_nothing_out_and_repeat_nothing_early(total: int, size: int
             assert counts == [passes] * total
     again = Chunks([f"k{i}" for i in range(total)], size, seed)
     assert [again[n] for n in reversed(range(len(stream)))] == stream[::-1]  # a chunk depends on its number alone
+
+
+def test_chunks_are_those_of_earlier_versions() -> None:
+    """Recorded when orders were sorted in memory: results in benchmarks/ depend on them."""
+    small = Chunks([f"k{i}" for i in range(10)], 4, 3)
+    recorded = [[0, 3, 4, 9], [1, 6, 7, 8], [2, 5, 6, 7], [1, 3, 4, 5], [0, 2, 8, 9], [3, 4, 8, 9]]
+    assert [small[n] for n in range(6)] == recorded
+    larger = Chunks([f"k{i}" for i in range(1000)], 96, 1)
+    digest = hashlib.sha256(json.dumps([larger[n] for n in range(40)]).encode()).hexdigest()
+    assert digest[:16] == "abac898984acbc2e"
+
+
+def test_a_late_chunk_takes_the_orders_of_two_passes_at_most() -> None:
+    class Counted(list[str]):
+        read = 0
+
+        def __iter__(self) -> Iterator[str]:
+            Counted.read += 1
+            return super().__iter__()
+
+    keys = Counted(f"k{i}" for i in range(50))
+    early = Chunks(list(keys), 7, 0)
+    Counted.read = 0
+    assert Chunks(keys, 7, 0)[160] == [early[n] for n in range(161)][-1]  # of pass 22
+    assert Counted.read == 2
 
 
 def test_chunks_come_in_another_order_each_pass_and_seed() -> None:
@@ -108,13 +137,43 @@ def test_a_round_said_again_replaces_what_came_after_it(tmp_path: Path) -> None:
     assert made.state.agreements == [(0.5, 0.1), (0.4, 0.1)]
 
 
+def test_a_history_is_a_sequence_on_disk(tmp_path: Path) -> None:
+    rounds = [["a", "é"], ["a", "é"], [], ["b"], ["b"]]
+    history = History(rounds)
+    assert history == rounds
+    assert (history[1], history[-1], history[2:4], len(history)) == (rounds[1], ["b"], [[], ["b"]], 5)
+    history.save(tmp_path / "h.jsonl")
+    assert (tmp_path / "h.jsonl").read_text().split("\n")[1:] == ["null", "[]", '["b"]', "null", ""]
+    assert list(saved_history(tmp_path / "h.jsonl")) == rounds
+    history.cut(2)
+    history.append(["c"])
+    assert history == [*rounds[:2], ["c"]]
+    history.cut(0)
+    assert (list(history), history.last) == ([], [])
+    with pytest.raises(IndexError):
+        history[0]
+
+
+@pytest.mark.parametrize(("text", "message"), [("null\n", ":1: is no list of keys"), ("[1]\n", ":1: is no list"),
+                                               ('["a"', "not JSON"), (None, "cannot be read")])  # fmt: skip
+def test_a_history_that_is_none_is_told(tmp_path: Path, text: str | None, message: str) -> None:
+    path = tmp_path / "h.jsonl"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(GradAlignError, match=rf"h\.jsonl:? ?.*{message}"):
+        list(saved_history(path))
+
+
 def test_state_survives_its_file_and_refuses_another_run(tmp_path: Path) -> None:
-    state = State({"seed": 1}, 2, [["a"], ["b"], ["c"]], [(0.1, None)], 7, 3, (0.01, 0.002))
+    state = State({"seed": 1}, 2, History([["a"], ["b"], ["c"]]), [(0.1, None)], 7, 3, (0.01, 0.002))
     state.save(tmp_path)
     found = State({"seed": 1}).load(tmp_path)
     assert (found.round, found.history, found.sampled, found.reused) == (2, state.history, 7, 3)
     with pytest.raises(GradAlignError, match=r"is of another run \(differs in mode, seed\)"):
         State({"seed": 2, "mode": "batch"}).load(tmp_path)
+    (tmp_path / HISTORY).write_text('["a"]\n')
+    with pytest.raises(GradAlignError, match=r"gradalign\.history\.jsonl: has 1 of 3 rounds; name an earlier"):
+        State({"seed": 1}).load(tmp_path)
     with pytest.raises(GradAlignError, match="is not a checkpoint of a curriculum"):
         state.load(tmp_path / "nothing")
 

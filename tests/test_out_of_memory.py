@@ -14,9 +14,10 @@ from gradalign.alignment.align import score
 from gradalign.alignment.direction import build_direction
 from gradalign.alignment.directional import Directional
 from gradalign.alignment.exact import Exact
-from gradalign.alignment.passes import Passes, out_of_memory
+from gradalign.alignment.passes import Passes
 from gradalign.errors import GradAlignError, GradAlignWarning
 from gradalign.policy.logprobs import token_logprobs
+from gradalign.policy.memory import out_of_memory
 from gradalign.policy.packing import Batch
 from tests.conftest import make_groups, make_policy
 from tests.engine_tools import OBJECTIVE, column, flat, random_direction

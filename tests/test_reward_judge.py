@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 
+from gradalign.endpoint import PassingError
 from gradalign.errors import GradAlignError, GradAlignWarning
 from gradalign.problems.schema import Problem
 from gradalign.rewards.base import Reward
 from gradalign.rewards.find import find_reward
 from gradalign.rewards.judge import Judge
-from gradalign.rewards.judge_client import _PassingError, verdict
+from gradalign.rewards.judge_client import verdict
 from gradalign.rewards.several import WeightedSum
 
 PROBLEM = Problem("k7", "What is 2 + 2?", "4", "s")
@@ -79,7 +80,7 @@ class Server:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr("gradalign.rewards.judge_client.FIRST_WAIT", 0.05)
+    monkeypatch.setattr("gradalign.endpoint.FIRST_WAIT", 0.05)
     made = Server()
     yield made
     made.server.shutdown()
@@ -105,7 +106,7 @@ def test_verdicts_are_read_strictly() -> None:
         '{"score": NaN}', '{"grade": 1}', "[1]", "[" * 100_000, "YESNO", "5", '{"score": -0.1}',
         "```" + " " * 100_000, "```json" * 20_000, '```{"score": 1}``` or ```', '{"score": 1}```',
     ):  # fmt: skip
-        with pytest.raises(_PassingError, match="neither YES nor NO nor a score"):
+        with pytest.raises(PassingError, match="neither YES nor NO nor a score"):
             verdict(reply)
 
 
@@ -184,7 +185,7 @@ def test_a_judge_that_is_down_slow_or_another_program(server: Server, monkeypatc
         pay(Judge(server.url, "m", retries=1), "4")
     server.behave = lambda number, asked: (200, {}, "YES")
     monkeypatch.setattr("json.dumps", lambda *_, **__: "<html>")
-    with pytest.raises(GradAlignError, match=r"gave no chat completion .<html>., tried 1 times"):
+    with pytest.raises(GradAlignError, match=r"gave no JSON .<html>., tried 1 times"):
         pay(Judge(server.url, "m", retries=0), "4")
 
 

@@ -185,11 +185,11 @@ def test_what_an_interrupted_run_leaves_is_guarded(
     with pytest.raises(GradAlignError, match=r"r\.parquet\.part: holds an unfinished run \(it differs in: sampling\)"):
         run(failing)
     lines = part.read_bytes().splitlines(keepends=True)
-    for damage in (b"junk\n", b"[]\n", b'{"rows": [null]}\n', b'{"rows": []}\n', b"\n", lines[2]):
+    for damage in (b"junk\n", b"[]\n", b'{"rows": [null]}\n', b'{"batch": 0, "rows": []}\n', b"\n"):
         part.write_bytes(lines[0] + damage + lines[2])
         calls.clear()
         with (
-            pytest.warns(GradAlignWarning, match="its batch 1 is damaged"),
+            pytest.warns(GradAlignWarning, match="its line 2 is damaged"),
             pytest.raises(GradAlignError, match="down"),
         ):
             run(failing, seed=5)

@@ -11,8 +11,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "gradalign"
 ORDER = [
-    "errors", "parts", "processes", "files", "rows", "problems", "rewards", "policy", "rollouts", "alignment",
-    "selection", "curriculum", "trainers", "report", "bench", "config", "cli", "__main__",
+    "errors", "endpoint", "parts", "processes", "files", "rows", "problems", "rewards", "policy", "executors",
+    "rollouts", "alignment", "selection", "curriculum", "trainers", "report", "bench", "plan", "config", "cli",
+    "__main__",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -36,9 +37,9 @@ def test_files_read_in_one_sitting() -> None:
 def test_policy_and_alignment_need_torch_transformers_and_pyarrow_alone() -> None:
     code = """
 import sys
-for name in ("rich", "pydantic", "peft", "gguf", "trl", "datasets", "accelerate"):
+for name in ("rich", "pydantic", "peft", "gguf", "trl", "datasets", "accelerate", "ray"):
     sys.modules[name] = None
-import gradalign.alignment.align, gradalign.alignment.table, gradalign.policy.load
+import gradalign.alignment.spread, gradalign.alignment.table, gradalign.policy.load
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from gradalign.alignment.table import read_alignments
-from gradalign.cli.train import TrainOptions, _configured
+from gradalign.cli.train import TrainOptions, configured
 from gradalign.config import parse_further
 from gradalign.errors import GradAlignError
 from gradalign.rewards.countdown import countdown
@@ -123,6 +123,6 @@ def test_the_examples_recipes_are_taken(path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(EXAMPLES.parent)
     options, further = parse_further(TrainOptions, "train", ["--config", str(path)], further_options())
     further.pop("bf16", None)  # TRL asks the machine
-    args = _configured(further, tmp_path)
+    args = configured(further, tmp_path)
     assert args.strategy == "gradalign"
     assert options.pool

@@ -147,7 +147,7 @@ def test_a_damaged_round_is_done_again(tmp_path: Path, damaged: str) -> None:
     assert made.curriculum.state.history[0] == whole.curriculum.state.history[0]
 
 
-@pytest.mark.parametrize("damaged", ["model.safetensors", "optimizer.pt", "gradalign.json"])
+@pytest.mark.parametrize("damaged", ["model.safetensors", "optimizer.pt", "gradalign.json", "gradalign.history.jsonl"])
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damaged: str) -> None:
     made = trainer(tmp_path, max_steps=4)
     made.train()

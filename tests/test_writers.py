@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from gradalign.alignment.record import Alignment, Numbers
 from gradalign.curriculum.round import write_choice
 from gradalign.errors import GradAlignError, GradAlignWarning
+from gradalign.problems.fields import FieldMap
 from gradalign.problems.read import read_problems
 from gradalign.problems.schema import Problem, Prompt
 from gradalign.problems.write import Target, write_chosen
@@ -194,3 +196,25 @@ def test_scores_are_joined_on_all_candidates(tmp_path: Path) -> None:
         "selected": False, "gate": "variance", "metadata.rank": "mine",
     }  # fmt: skip
     assert len(read_problems(str(scored))) == 3
+
+
+def test_rows_that_were_verls_keep_what_verl_and_its_rewards_see(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {
+            "data_source": "countdown", "prompt": [{"role": "user", "content": f"reach {n}"}], "ability": "math",
+            "reward_model": {"style": "rule", "ground_truth": {"target": n, "numbers": [n, 1]}},
+            "extra_info": {"split": "train", "index": n, "question": f"q{n}", "metadata": {"a": n}},
+            "agent_name": "single_turn_agent",
+        }
+        for n in (7, 9)
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pool.parquet")
+    problems = list(read_problems(str(tmp_path / "pool.parquet"), FieldMap(answer="reward_model.ground_truth.target")))
+    path = write_chosen(tmp_path, problems, "verl")
+    for row, written in zip(rows, pq.read_table(path).to_pylist(), strict=True):
+        theirs, info = dict(row), dict(written)
+        extra, own = theirs.pop("extra_info"), info.pop("extra_info")
+        assert info == theirs
+        extra.pop("metadata")  # ours now, and the row's own inside it
+        assert own.items() >= extra.items()
+    assert list(read_problems(str(path))) == problems

@@ -107,7 +107,7 @@ def main(options: dict[str, Any]) -> None:
     made = trainer(out, **options)
     made.train(resume_from_checkpoint=True if last_complete(out) else None)
     if made.accelerator.is_main_process:
-        history = made.curriculum.state.history if made.curriculum else []
+        history = list(made.curriculum.state.history) if made.curriculum else []
         end = {"weights": weights(made.model), "choices": history, "step": made.state.global_step}
         (out / "end.json").write_text(json.dumps(end))
 

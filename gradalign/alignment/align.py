@@ -18,6 +18,7 @@ from gradalign.alignment.exact import Exact, Recorded
 from gradalign.alignment.learnalign import learnalign, require_rates
 from gradalign.alignment.record import Alignment, Numbers
 from gradalign.alignment.reference import Reference
+from gradalign.alignment.scored import Scored
 from gradalign.alignment.sketch import USUAL, Sketch, Sketched, Sketching
 from gradalign.alignment.steps import Step
 from gradalign.alignment.sums import AddUp
@@ -39,25 +40,6 @@ def silent(stage: str, total: int) -> Callable[..., None]:
 
 Measure = Callable[[Sequence[Group], Direction], Iterator[Numbers]]
 """Numbers of each group, in order; every group's status is ``scored``."""
-
-
-@dataclass
-class Scored:
-    """What scoring gives.
-
-    Attributes:
-        direction: the validation direction.
-        alignments: one a candidate group, in the candidates' order.
-        seconds: wall-clock time by part: ``direction``, ``self-check``, ``candidates``, ``contributions``.
-        step: the finite-difference step and its error, where forward passes were differenced.
-        sketched: what the sketch is and how it agrees with others, where there is one.
-    """
-
-    direction: Direction
-    alignments: list[Alignment]
-    seconds: dict[str, float] = field(default_factory=dict)
-    step: Step | None = None
-    sketched: Sketched | None = None
 
 
 @dataclass
@@ -193,30 +175,20 @@ class Scorer:
             self.calibrate(scored, direction)
             seconds["self-check"] = time.perf_counter() - start
         packed = self.engine != "reference" and self._packed(scored)
-        recorded: Recorded | None = [] if self.contributions and self.difference == "one-sided" else None
+        one_sided = self.engine == "exact" and self.contributions and self.difference == "one-sided"
+        recorded: Recorded | None = [] if one_sided else None
         start = time.perf_counter()
-        measure: Measure = Reference(self.policy, self.objective).measure
-        if self.engine == "exact":
-            exact = Exact(self.policy, self.objective, self.batch_tokens, packed)
-            measure = partial(exact.measure, recorded=recorded)
-        elif self.engine == "directional":
-            measure = self._directional(packed).measure
-        if self.engine == "sketch":
-            sketch = self._sketch(packed)
-            with sketch.stored():
-                numbers = self._measure(sketch.measure, scored, direction, progress, "candidates")
-            if "learnalign" in self.wanted and scored:
-                features = [own.features for own in numbers if own.features is not None]
-                for own, value in zip(numbers, learnalign(np.stack(features), rates), strict=True):
-                    own.learnalign = float(value)
-        else:
-            numbers = self._measure(measure, scored, direction, progress, "candidates")
+        numbers = self.numbers("candidates", scored, direction, progress, packed, recorded)
+        features = {place: own.features for place, own in enumerate(numbers) if own.features is not None}
+        if "learnalign" in self.wanted and features:
+            values = learnalign(np.stack(list(features.values())), rates[list(features)])
+            for place, value in zip(features, values, strict=True):
+                numbers[place].learnalign = float(value)
         seconds["candidates"] = time.perf_counter() - start
 
         if self.contributions:
             start = time.perf_counter()
-            measure = partial(self._directional(packed).measure, recorded=recorded)
-            more = self._measure(measure, scored, direction, progress, "contributions")
+            more = self.numbers("contributions", scored, direction, progress, packed, recorded)
             for own, other in zip(numbers, more, strict=True):
                 own.se, own.t, own.corr, own.moves = other.se, other.t, other.corr, other.moves
                 if self.engine == "sketch":
@@ -226,6 +198,25 @@ class Scorer:
         by_group = {id(group): own for group, own in zip(scored, numbers, strict=True)}
         alignments = [Alignment.of(group, by_group.get(id(group))) for group in candidates]
         return Scored(direction, alignments, seconds, self.step, self.sketched)
+
+    def numbers(
+        self, stage: str, groups: Sequence[Group], direction: Direction, progress: Progress, packed: bool,
+        recorded: Recorded | None,
+    ) -> list[Numbers]:  # fmt: skip
+        """What a stage, ``candidates`` or ``contributions``, says of groups that are all ``scored``."""
+        measure: Measure = Reference(self.policy, self.objective).measure
+        if stage == "contributions" or self.engine == "directional":
+            measure = partial(self._directional(packed).measure, recorded=recorded)
+        elif self.engine == "exact":
+            measure = partial(self._exact(packed).measure, recorded=recorded)
+        elif self.engine == "sketch":
+            sketch = self._sketch(packed)
+            with sketch.stored():
+                return self._measure(sketch.measure, groups, direction, progress, stage)
+        return self._measure(measure, groups, direction, progress, stage)
+
+    def _exact(self, packed: bool) -> Exact:
+        return Exact(self.policy, self.objective, self.batch_tokens, packed)
 
     def _directional(self, packed: bool) -> Directional:
         made = Directional(self.policy, self.objective, self.batch_tokens, packed, self.difference)
@@ -276,15 +267,16 @@ def score(
     references: Sequence[Group] = (),
     targets: Mapping[str, float] = MappingProxyType({}),
     reference_weight: float = REFERENCE_WEIGHT,
+    make: Callable[..., Scorer] = Scorer,
 ) -> Scored:
-    """Align candidate groups with the validation direction; see `Scorer` for the arguments.
+    """Align candidate groups with the validation direction; see `Scorer` for the arguments, ``make`` for another one.
 
     With a ready ``direction``, the validation groups and ``references`` are not looked at.
 
     Raises:
         GradAlignError: unknown engine; no validation problem carries a gradient; a number that is not finite.
     """
-    scorer = Scorer(
+    scorer = make(
         policy, objective, engine, batch_tokens, contributions, unit, seed, difference=difference, offload=offload,
         sketching=sketching, wanted=wanted, targets=targets, reference_weight=reference_weight,
     )  # fmt: skip

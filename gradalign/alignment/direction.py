@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +75,16 @@ class Direction:
     parts: dict[str, float] = field(default_factory=dict)
     sources: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     each: NDArray[np.float64] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Its tensors as arrays, which go to other processes as they are."""
+        return self.__dict__ | {"unit": [tensor.cpu().numpy() for tensor in self.unit]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # shared memory must not be written to, and is not
+            unit = [torch.from_numpy(array) for array in state["unit"]]
+        self.__dict__.update(state | {"unit": unit})
 
     @property
     def signal(self) -> Signal | None:

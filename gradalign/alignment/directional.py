@@ -99,7 +99,7 @@ class Directional:
             direction: along which derivatives are taken.
             recorded: the groups' passes at theta, for one-sided differences.
         """
-        for some in [list(groups)] if recorded is not None else self._sweeps(groups):
+        for some in [list(groups)] if recorded is not None else sweeps(groups, self.budget.tokens):
             for group, derivatives in zip(some, self.derivatives(some, direction, recorded=recorded), strict=True):
                 yield (
                     from_contributions(group, self.objective, derivatives)
@@ -183,19 +183,6 @@ class Directional:
             )
         return self.step
 
-    def _sweeps(self, groups: Iterable[Group]) -> Iterator[list[Group]]:
-        """The groups, some at a time."""
-        some: list[Group] = []
-        tokens = 0
-        for group in groups:
-            some.append(group)
-            tokens += len(group.prompt_ids) + sum(len(rollout.response_ids) for rollout in group.rollouts)
-            if tokens >= SWEEP * self.budget.tokens:
-                yield some
-                some, tokens = [], 0
-        if some:
-            yield some
-
     def _passes(self, groups: Sequence[Group]) -> list[list[Row]]:
         distinct = [group.distinct()[0] for group in groups]
         rows = [row for group in distinct for row in rows_of(group, self.budget.tokens, self.packed)]
@@ -234,3 +221,17 @@ class Directional:
             carried = forward_ad.unpack_dual(values).tangent
             values = torch.zeros_like(values) if carried is None else carried
         return per_rollout(batch, values)
+
+
+def sweeps(groups: Iterable[Group], batch_tokens: int) -> Iterator[list[Group]]:
+    """The groups between two moves of the weights."""
+    some: list[Group] = []
+    tokens = 0
+    for group in groups:
+        some.append(group)
+        tokens += len(group.prompt_ids) + sum(len(rollout.response_ids) for rollout in group.rollouts)
+        if tokens >= SWEEP * batch_tokens:
+            yield some
+            some, tokens = [], 0
+    if some:
+        yield some

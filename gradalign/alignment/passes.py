@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from gradalign.errors import GradAlignError, warn
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
 from gradalign.policy.logprobs import per_rollout
+from gradalign.policy.memory import out_of_memory
 from gradalign.policy.objective import Objective
 from gradalign.policy.packing import Batch, Part, Row, batches_of, lay_out, rows_of, size
 
@@ -117,13 +119,6 @@ class Budget:
         return None
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, of a GPU or of the machine."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return "out of memory" in str(error) or "can't allocate memory" in str(error) or "not enough memory" in str(error)
-
-
 def over_batches(
     groups: Iterable[Weighted],
     budget: Budget,
@@ -170,6 +165,19 @@ def over_batches(
             waiting.extendleft(reversed(some))
         else:
             yield result
+
+
+def sharing(
+    groups: Sequence[Group], objective: Objective, half: bool, every: bool, tokens: int, packed: bool, together: bool
+) -> list[Sequence[Group]]:
+    """The groups as `over_batches` takes them together, while memory lasts; for the arguments see there."""
+
+    def run(some: list[Weighted], passes: list[list[Row]]) -> int:
+        return len(some)
+
+    each = (weighted(group, objective, half, every) for group in groups)
+    ends = np.cumsum([0, *over_batches(each, Budget(tokens), packed, together, run)]).tolist()
+    return [groups[start:end] for start, end in pairwise(ends)]
 
 
 class Passes:

@@ -85,6 +85,17 @@ def repeated(forwards: int) -> Count:
     return count
 
 
+def completed(forwards: int) -> Count:
+    """The prompt repeated for each rollout, logits at the responses alone: what a trainer's pass does."""
+
+    def count(shape: Shape, lengths: Lengths) -> Operations:
+        one = lengths.prompt + lengths.response
+        tokens, places = lengths.rollouts * one, lengths.rollouts * (lengths.response + 1)
+        return _operations(shape, forwards, tokens, places, lengths.rollouts * _causal(one))
+
+    return count
+
+
 def shared(forwards: int) -> Count:
     """The prompt once, logits only where a response token is predicted; the work of ``forwards`` forward passes.
 

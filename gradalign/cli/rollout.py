@@ -7,23 +7,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from gradalign.cli.options import PolicyOptions, RewardOptions, SamplingOptions, distinct
+from gradalign.cli.executor_options import AtWork, ExecutorOptions
+from gradalign.cli.options import RewardOptions, SamplingOptions, distinct
 from gradalign.cli.problem_options import ProblemOptions
+from gradalign.cli.sampler_options import SamplerOptions, sampler_of
 from gradalign.config import parse, resolved
 from gradalign.curriculum.folder import claim, same_run
 from gradalign.errors import GradAlignError
 from gradalign.files import check_writable, write_json
 from gradalign.policy.group import Group
-from gradalign.problems.schema import fingerprint
+from gradalign.problems.schema import Problem, fingerprint
 from gradalign.report.console import Cell, progress_bars, show, table
+from gradalign.rewards.several import AnyReward
 from gradalign.rollouts.collect import collect
-from gradalign.rollouts.sampler import PolicySampler
 from gradalign.rollouts.table import writer_of
 
 
-class RolloutOptions(RewardOptions, SamplingOptions, ProblemOptions, PolicyOptions):
+class RolloutOptions(RewardOptions, SamplingOptions, ProblemOptions, SamplerOptions, ExecutorOptions):
     """Sample responses to problems and reward them; an interrupted run goes on where it stopped."""
 
     problems: str
@@ -36,6 +38,12 @@ class RolloutOptions(RewardOptions, SamplingOptions, ProblemOptions, PolicyOptio
     seed: int = 0
     """Seed of sampling."""
 
+    @model_validator(mode="after")
+    def _one_at_work(self) -> RolloutOptions:
+        if self.executor != "local" and self.sampler != "policy":
+            raise ValueError(f"--executor {self.executor} and --sampler {self.sampler} exclude each other; take one")
+        return self
+
 
 def run(arguments: Sequence[str]) -> None:
     """Run the command."""
@@ -44,7 +52,12 @@ def run(arguments: Sequence[str]) -> None:
     distinct("out", options.out, options.problems)
     reward, _ = options.rewards()
     problems = options.asked(options.read_plain(options.problems), options.asking())
-    policy = options.policy()
+    with options.at_work() as work:
+        _run(options, work, reward, problems)
+
+
+def _run(options: RolloutOptions, work: AtWork, reward: AnyReward, problems: Sequence[Problem]) -> None:
+    policy = work.policy
     config = options.out.with_suffix(".config.json")
     known = {"policy": policy.fingerprint, "problems": fingerprint(problems), "rewards": reward.identity}
     facts = resolved("rollout", options, **known)
@@ -53,11 +66,12 @@ def run(arguments: Sequence[str]) -> None:
         raise GradAlignError(f"{options.out}: exists and is of another run; name another file, or delete it")
     check_writable(options.out)
     write_json(config, facts)
+    sampling = options.sampling(options.rollouts, options.temperature, options.seed)
+    engine = None if options.out.exists() else options.sampling_engine(policy, problems, sampling)
     start = time.perf_counter()
     with progress_bars() as progress:
         tick = progress("rollouts", len(problems) * options.rollouts)
-        sampling = options.sampling(options.rollouts, options.temperature, options.seed)
-        groups = collect(PolicySampler(policy, reward, sampling), problems, options.out, tick)
+        groups = collect(sampler_of(engine, work.sampler(reward, sampling)), problems, options.out, tick)
     show(table("rollouts", ["", "value"], _summary(groups, time.perf_counter() - start)))
     show(f"wrote {options.out} and {config}")
 

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from pydantic import model_validator
 
-from gradalign.alignment.align import Scored, score, silent
+from gradalign.alignment.align import score, silent
 from gradalign.alignment.direction import Direction
 from gradalign.alignment.engines import check_cut
 from gradalign.alignment.saved import is_direction, load_direction, origin_of, save_direction
+from gradalign.alignment.scored import Scored
 from gradalign.alignment.table import is_alignments, write_alignments
-from gradalign.cli.options import PolicyOptions, ScoringOptions, SelectionOptions, distinct
+from gradalign.cli.executor_options import AtWork, ExecutorOptions
+from gradalign.cli.options import ScoringOptions, SelectionOptions, distinct
 from gradalign.config import parse, resolved
 from gradalign.curriculum.folder import claim
 from gradalign.errors import GradAlignError, GradAlignWarning, warn
@@ -30,7 +32,7 @@ from gradalign.rollouts.table import Limits, OnBadRow, read_rollouts
 from gradalign.selection import Strategy, check_rollouts, choose
 
 
-class ScoreOptions(SelectionOptions, ScoringOptions, PolicyOptions):
+class ScoreOptions(SelectionOptions, ScoringOptions, ExecutorOptions):
     """Align candidate rollouts with the validation set's policy gradient, and rank the problems."""
 
     candidates: Path
@@ -54,6 +56,8 @@ class ScoreOptions(SelectionOptions, ScoringOptions, PolicyOptions):
 
     @model_validator(mode="after")
     def _one_direction(self) -> ScoreOptions:
+        if self.shard and self.executor != "local":
+            raise ValueError(f"--shard and --executor {self.executor} exclude each other; leave one out")
         alone = self.references is not None and self.reference_weight == 1
         if self.reference_weight is not None and self.references is None:
             raise ValueError("--reference-weight is of --references; give the trusted responses, or leave it out")
@@ -93,7 +97,15 @@ def run(arguments: Sequence[str]) -> None:
         warnings.simplefilter("ignore", GradAlignWarning)  # the first process speaks
     if options.shard:
         check_cut(options.engine, options.offload, ALONE)
-    policy = options.policy(options.parameters, options.shard)
+    with options.at_work(options.parameters, options.shard) as work:
+        scored = _scored(options, work, strategy, first)
+        if first:
+            _write(options, config, work.policy, strategy, scored)
+
+
+def _scored(options: ScoreOptions, work: AtWork, strategy: Strategy, first: bool) -> Scored:
+    """Read and score; the direction is saved, too."""
+    policy = work.policy
     limits = Limits.of(policy)
     candidates = read_rollouts(options.candidates, limits, options.on_bad_row)
     validation: list[Group] = []
@@ -113,13 +125,13 @@ def run(arguments: Sequence[str]) -> None:
             policy, candidates, validation, options.objective, options.engine, options.batch_tokens,
             options.contributions, options.unit, options.seed, progress, direction, options.difference,
             options.offload, options.sketching, strategy.needs, references, options.weighed, options.reference_share,
+            work.scorer,
         )  # fmt: skip
     if options.save_direction is not None:
         save_direction(options.save_direction, policy, options.objective, scored.direction)
     if options.shard:
         leave()
-    if first:
-        _write(options, config, policy, strategy, scored)
+    return scored
 
 
 def _write(options: ScoreOptions, config: Path, policy: Policy, strategy: Strategy, scored: Scored) -> None:

@@ -12,8 +12,10 @@ from pydantic import model_validator
 from gradalign.alignment.combined import check_targets
 from gradalign.alignment.direction import warn_of_noise
 from gradalign.alignment.engines import check_difference
+from gradalign.cli.executor_options import AtWork, ExecutorOptions
 from gradalign.cli.options import Count, PolicyOptions, RewardOptions, SamplingOptions, ScoringOptions, SelectionOptions
 from gradalign.cli.problem_options import ProblemOptions
+from gradalign.cli.sampler_options import SamplerOptions, sampler_of
 from gradalign.config import parse, resolved
 from gradalign.curriculum.chunks import Chunks
 from gradalign.curriculum.folder import open_run, round_folder
@@ -25,13 +27,15 @@ from gradalign.problems.read import overlap
 from gradalign.problems.schema import Problem, fingerprint, prompt_text
 from gradalign.problems.write import check_target
 from gradalign.report.console import alignment_tables, progress_bars, show, show_scoring, times
+from gradalign.rewards.several import AnyReward
 from gradalign.rollouts.references import reference_groups
-from gradalign.rollouts.sampler import PolicySampler, prompts_of
+from gradalign.rollouts.sample import Sampling
+from gradalign.rollouts.sampler import prompts_of
 from gradalign.selection import Strategy, check_rollouts, find_budget
 
 
-class SelectOptions(RewardOptions, SelectionOptions, SamplingOptions, ScoringOptions, ProblemOptions, PolicyOptions):
-    """Choose the problems of a pool that this policy should train on now."""
+class ChoiceOptions(RewardOptions, SelectionOptions, SamplingOptions, ScoringOptions, ProblemOptions, PolicyOptions):
+    """What the problems of a pool are chosen by."""
 
     pool: str
     """The candidates: a .jsonl, .parquet, .csv or .tsv file, a mixture's .yaml, or scheme:NAME?setting=value
@@ -52,15 +56,43 @@ class SelectOptions(RewardOptions, SelectionOptions, SamplingOptions, ScoringOpt
     """Look at this many problems of the pool only, taken by seed (default: all)."""
     allow_overlap: bool = False
     """Leave validation problems out of the pool instead of refusing it."""
-    write: tuple[Literal["trl", "verl", "datasets", "scored"], ...] = ("trl",)
-    """Forms of the chosen set: trl (chosen.jsonl, plain JSONL rows), verl (chosen.verl.parquet), datasets (a Hugging
-    Face data set, chosen.datasets/); and scored (scored.jsonl): all candidates, best first, with their scores."""
 
     @model_validator(mode="after")
-    def _references(self) -> SelectOptions:
+    def _references(self) -> ChoiceOptions:
         if self.reference_weight is not None and self.reference_field is None:
             raise ValueError("--reference-weight is of --reference-field; name the field, or leave it out")
         return self
+
+    def plan(self, strategy: Strategy) -> RoundPlan:
+        """How a round chooses.
+
+        Raises:
+            GradAlignError: an unknown budget, or one that the strategy cannot be raced by.
+        """
+        return RoundPlan(
+            strategy=strategy, size=self.size, objective=self.objective, engine=self.engine,
+            contributions=self.contributions, unit=self.unit, batch_tokens=self.batch_tokens,
+            seed=self.seed, difference=self.difference, offload=self.offload, sketching=self.sketching,
+            budget=find_budget(self.budget, self.rollouts, strategy),
+            targets=self.weighed, reference_field=self.reference_field, reference_weight=self.reference_share,
+        )  # fmt: skip
+
+    @property
+    def samplings(self) -> tuple[Sampling, Sampling]:
+        """How candidates are sampled, and validation problems."""
+        first, second = (
+            self.sampling(count, self.temperature, self.seed)
+            for count in (self.rollouts, self.validation_rollouts or self.rollouts)
+        )
+        return first, second
+
+
+class SelectOptions(ChoiceOptions, SamplerOptions, ExecutorOptions):
+    """Choose the problems of a pool that this policy should train on now."""
+
+    write: tuple[Literal["trl", "verl", "datasets", "scored"], ...] = ("trl",)
+    """Forms of the chosen set: trl (chosen.jsonl, plain JSONL rows), verl (chosen.verl.parquet), datasets (a Hugging
+    Face data set, chosen.datasets/); and scored (scored.jsonl): all candidates, best first, with their scores."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -69,14 +101,22 @@ def run(arguments: Sequence[str]) -> None:
     strategy = options.chosen_strategy(options.engine, options.contributions)
     if not options.size.given:
         raise GradAlignError("nothing says how many to choose; give --top, --fraction or --threshold")
-    budget = find_budget(options.budget, options.rollouts, strategy)
+    plan = options.plan(strategy)
     for target in options.write:
         check_target(target)
     rewards = options.rewards()
-    plain, trusted = _problems(options)
+    plain, trusted = read_sets(options)
     asking = options.asking()
     pool, validation = options.asked(plain, asking), options.asked(trusted, asking)
-    policy = options.policy(options.parameters)
+    with options.at_work(options.parameters) as work:
+        _run(options, work, plan, rewards, plain, pool, validation)
+
+
+def _run(
+    options: SelectOptions, work: AtWork, plan: RoundPlan, rewards: tuple[AnyReward, AnyReward], plain: Pool,
+    pool: Pool, validation: Pool,
+) -> None:  # fmt: skip
+    policy, strategy = work.policy, plan.strategy
     places = Chunks(pool.keys, options.chunk, options.seed)[0]
     chunk, texts = [pool[i] for i in places], {plain[i].key: prompt_text(plain[i].prompt) for i in places}
     check(policy, options, strategy, chunk, validation)
@@ -86,21 +126,14 @@ def run(arguments: Sequence[str]) -> None:
         "rewards": rewards[0].identity,
     }
     open_run(options.out, resolved("select", options, **known))
-    plan = RoundPlan(
-        strategy=strategy, size=options.size, objective=options.objective, engine=options.engine,
-        contributions=options.contributions, unit=options.unit, batch_tokens=options.batch_tokens,
-        seed=options.seed, difference=options.difference, offload=options.offload, sketching=options.sketching,
-        budget=budget,
-        targets=options.weighed, reference_field=options.reference_field, reference_weight=options.reference_share,
-    )  # fmt: skip
-    counts = options.rollouts, options.validation_rollouts or options.rollouts
-    samplers = [
-        PolicySampler(policy, reward, options.sampling(count, options.temperature, options.seed))
-        for reward, count in zip(rewards, counts, strict=True)
-    ]
+    samplings = options.samplings
+    engine = options.sampling_engine(policy, chunk, samplings[0]) if strategy.needs else None
+    samplers = [sampler_of(engine, work.sampler(*one)) for one in zip(rewards, samplings, strict=True)]
     folder = round_folder(options.out, 0)
     with progress_bars() as progress:
-        result = run_round(policy, chunk, validation, (samplers[0], samplers[1]), plan, folder, progress)
+        result = run_round(
+            policy, chunk, validation, (samplers[0], samplers[1]), plan, folder, progress, make=work.scorer
+        )
 
     if result.scored is not None:
         warn_of_noise(result.scored.direction)
@@ -121,8 +154,12 @@ def run(arguments: Sequence[str]) -> None:
     show(f"wrote {', '.join(map(str, written))}; tables beside it")
 
 
-def _problems(options: SelectOptions) -> tuple[Pool, Pool]:
-    """(pool, validation set), disjoint."""
+def read_sets(options: ChoiceOptions) -> tuple[Pool, Pool]:
+    """(pool, validation set), disjoint, prompts as they stand in them.
+
+    Raises:
+        GradAlignError: they share problems, or leave no candidate.
+    """
     pool, validation = options.read_plain(options.pool), options.read_plain(options.validation)
     shared = overlap(pool, validation, options.near_duplicates)
     if shared and not options.allow_overlap:
@@ -138,7 +175,7 @@ def _problems(options: SelectOptions) -> tuple[Pool, Pool]:
 
 def check(
     policy: Policy,
-    options: SelectOptions,
+    options: ChoiceOptions,
     strategy: Strategy,
     chunk: Sequence[Problem],
     validation: Sequence[Problem],

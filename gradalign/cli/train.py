@@ -68,7 +68,7 @@ def run(arguments: Sequence[str]) -> None:
         raise GradAlignError("--lora-r makes a new adapter and --adapter goes on with one; give one of them")
     sets = {name: _read(options, name) for name in ("pool", "validation", "test")}
     sets["pool"] = _disjoint(options, sets)
-    args = _configured({**_defaults(options), **further}, options.out)
+    args = configured({**defaults(options), **further}, options.out)
     policy = load_policy(options.model, options.adapter, options.dtype, "cpu")
     _end_at(policy, options.stop)
     asking = options.asking()
@@ -153,7 +153,7 @@ def _modules(names: tuple[str, ...]) -> str | list[str]:
     return names[0] if len(names) == 1 and names[0] == "all-linear" else list(names)
 
 
-def _defaults(options: TrainOptions) -> dict[str, Given]:
+def defaults(options: TrainOptions) -> dict[str, Given]:
     """Where this command differs from TRL: quiet, and evaluating each round where there is a test set."""
     values: dict[str, Any] = {"report_to": "none", "disable_tqdm": True, "logging_steps": 1}
     if options.test is not None:
@@ -164,7 +164,7 @@ def _defaults(options: TrainOptions) -> dict[str, Given]:
     return {name: Given(value, f"option --{name.replace('_', '-')}") for name, value in values.items()}
 
 
-def _configured(given: dict[str, Given], out: Path) -> Any:
+def configured(given: dict[str, Given], out: Path) -> Any:
     """The trainer's configuration.
 
     Raises:

@@ -37,7 +37,7 @@ class Curriculum:
 
     Args:
         pool: all candidates.
-        keys: theirs, in the pool's order.
+        keys: theirs, in the pool's order; looked up by ``index``.
         validation: the trusted set, disjoint from the pool.
         plan: how a round chooses.
         chunk: problems looked at in one round, at most; None for all.
@@ -69,7 +69,6 @@ class Curriculum:
         self.patience = patience
         self.processes = processes
         self.keys = keys
-        self.index = {key: index for index, key in enumerate(keys)}
         whole = plan.strategy.once or plan.strategy.stale
         self.chunks = Chunks(keys, None if whole else chunk, plan.seed)
         self.state = State(identity)
@@ -87,7 +86,7 @@ class Curriculum:
     @property
     def chosen(self) -> list[str]:
         """Keys of the round's choice, best first."""
-        return self.state.history[-1] if self.state.history else []
+        return self.state.history.last
 
     def slots(self, count: int) -> list[int]:
         """Pool indices of the ``count`` places of a round: the choice in seeded order, again and again as needed."""
@@ -95,7 +94,7 @@ class Curriculum:
         turn = 0
         while len(places) < count and keys:
             order = sorted(keys, key=lambda key: uniform_hash("slot", self.plan.seed, number, turn, key))
-            places += [self.index[key] for key in order]
+            places += [self.keys.index(key) for key in order]
             turn += 1
         return places[:count]
 
@@ -133,7 +132,7 @@ class Curriculum:
         """
         asked = self.plan.strategy.warmup
         if self.plan.strategy.once and number > asked:
-            del self.state.history[number:]
+            self.state.history.cut(number)
             self.state.history.append(self.state.history[asked])
             self.state.round = number
             return {}
@@ -169,7 +168,8 @@ class Curriculum:
         """Put a round into the state; ends the curriculum where the direction has become noise."""
         direction, state = facts["direction"] or {}, self.state
         state.round = number
-        del state.history[number:], state.agreements[number:]
+        state.history.cut(number)
+        del state.agreements[number:]
         state.history.append(chosen)
         state.agreements.append((direction.get("reliability"), direction.get("reliability_se")))
         state.sampled += facts["rollouts"]

@@ -118,7 +118,9 @@ class BatchFilter(Curriculum):
         state.sampled += rollouts
         state.reused += sum(len(group.rollouts) for group in chosen)
         numbers = summary(alignments, keys, set(self.chosen))
-        state.history[-1] = [*self.chosen, *(group.key for group in chosen)]
+        so_far = [*self.chosen, *(group.key for group in chosen)]
+        state.history.cut(len(state.history) - 1)
+        state.history.append(so_far)
         if self.processes.first:
             write_alignments(
                 round_folder(self.folder, state.round) / f"batch-{batch:05d}.alignments.parquet", alignments

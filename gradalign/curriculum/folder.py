@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,21 @@ from gradalign.errors import GradAlignError
 from gradalign.files import read_json, write_json, writing
 
 CONFIG = "config.json"
+APART = (
+    "out", "endpoints", "concurrency", "request_timeout", "executor", "workers", "ray_address", "worker_cpus",
+    "worker_gpus",
+)  # fmt: skip
+"""Options in which two commands of the same run may differ: where it is written, and who works on it, where."""
 
 
-def open_run(folder: Path, config: dict[str, Any]) -> None:
+def open_run(folder: Path, config: dict[str, Any], free: Collection[str] = ()) -> None:
     """Make ``folder`` this run's, or find that it already is.
 
     Args:
         folder: of the run; made where it does not exist.
         config: what `gradalign.config.resolved` gives; runs are the same when all of it but ``versions``, ``commit``
-            and the option ``out`` is.
+            and the options of `APART` is.
+        free: further options that may differ from one start to the next; the last ones are kept.
 
     Raises:
         GradAlignError: the folder holds another run or other things, or cannot be written to.
@@ -27,11 +34,12 @@ def open_run(folder: Path, config: dict[str, Any]) -> None:
     saved = folder / CONFIG
     if saved.exists():
         differ = _differences(read_json(saved), config)
-        if differ and _unstarted(folder):
+        own = [name for name in differ if name not in free]
+        if differ and (not own or _unstarted(folder)):
             write_json(saved, config)
-        elif differ:
+        elif own:
             raise GradAlignError(
-                f"{folder}: holds another run (differs in {', '.join(differ)}); name another folder, or give "
+                f"{folder}: holds another run (differs in {', '.join(own)}); name another folder, or give "
                 f"the options saved in {saved}"
             )
     elif folder.exists() and any(folder.iterdir()):
@@ -54,7 +62,7 @@ def _differences(saved: Any, config: dict[str, Any]) -> list[str]:
     differ = set()
     for old, new in ((saved, config), (saved["options"], config["options"])):
         differ |= {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
-    return sorted(differ - {"options", "versions", "commit", "out"})
+    return sorted(differ - {"options", "versions", "commit", *APART})
 
 
 def _unstarted(folder: Path) -> bool:

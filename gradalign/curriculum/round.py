@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from gradalign.alignment.align import Progress, Scored, Scorer, silent
+from gradalign.alignment.align import Progress, Scorer, silent
 from gradalign.alignment.combined import REFERENCE_WEIGHT
 from gradalign.alignment.direction import Direction
 from gradalign.alignment.record import Alignment, unscored
+from gradalign.alignment.scored import Scored
 from gradalign.alignment.sketch import USUAL, Sketching
 from gradalign.alignment.table import EVIDENCE, to_table, write_alignments
 from gradalign.curriculum.stages import Candidates, Remembered
@@ -94,9 +95,9 @@ class RoundPlan:
         size = self.size if self.size.threshold is None else Size(fraction=1.0)
         return replace(self, strategy=STRATEGIES["random"], size=size)
 
-    def scorer(self, policy: Policy, processes: Processes = ALONE) -> Scorer:
+    def scorer(self, policy: Policy, processes: Processes = ALONE, make: Callable[..., Scorer] = Scorer) -> Scorer:
         """Who computes alignments."""
-        return Scorer(
+        return make(
             policy, self.objective, self.engine, self.batch_tokens, self.contributions, self.unit, self.seed, processes,
             self.difference, self.offload, sketching=self.sketching, wanted=self.strategy.needs,
             targets=self.targets, reference_weight=self.reference_weight,
@@ -189,6 +190,7 @@ def run_round(
     average: Callable[[Direction], Direction] = lambda direction: direction,
     prior: Prior | None = None,
     collected: Sequence[Group] = (),
+    make: Callable[..., Scorer] = Scorer,
 ) -> Round:
     """Sample what the strategy needs, score, choose; everything lands in ``folder``.
 
@@ -208,11 +210,12 @@ def run_round(
         prior: pass rates of earlier rounds, for a budget that asks.
         collected: the chunk's groups with rollouts that exist, in its order; they are scored, and nothing is sampled.
             The round's groups are empty then: to train on these rollouts would be off-policy.
+        make: makes who scores.
     """
     seconds: dict[str, float] = {}
     trusted: list[Group] = []
     direction: Direction | None = None
-    strategy, scorer = plan.strategy, plan.scorer(policy, processes)
+    strategy, scorer = plan.strategy, plan.scorer(policy, processes, make)
     if strategy.needs_engine:  # the direction first: without one no candidate need be sampled
         direction, trusted = find_direction(
             scorer, validation, samplers[1], folder, progress, seconds, plan.reference_field

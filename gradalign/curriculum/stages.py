@@ -16,9 +16,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from gradalign.alignment.align import Progress, Scored, Scorer
+from gradalign.alignment.align import Progress, Scorer
 from gradalign.alignment.direction import Direction
 from gradalign.alignment.record import Alignment
+from gradalign.alignment.scored import Scored
 from gradalign.files import read_json, write_json
 from gradalign.policy.group import Group
 from gradalign.problems.schema import Problem

@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gradalign.curriculum.history import History, saved_history
 from gradalign.errors import GradAlignError
 from gradalign.files import read_json, write_json
 
 STATE = "gradalign.json"
+HISTORY = "gradalign.history.jsonl"
+"""File of what the rounds chose, beside the state."""
 DIRECTION = "gradalign.direction.safetensors"
 """File of the direction that is followed, beside the state or in a round's folder."""
 
@@ -33,7 +36,7 @@ class State:
 
     identity: dict[str, Any]
     round: int = -1
-    history: list[list[str]] = field(default_factory=list)
+    history: History = field(default_factory=History)
     agreements: list[tuple[float | None, float | None]] = field(default_factory=list)
     sampled: int = 0
     reused: int = 0
@@ -43,13 +46,15 @@ class State:
 
     def save(self, checkpoint: Path) -> None:
         """Write it into a checkpoint's folder."""
-        write_json(checkpoint / STATE, dataclasses.asdict(self))
+        self.history.save(checkpoint / HISTORY)
+        kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "history"}
+        write_json(checkpoint / STATE, kept | {"rounds": len(self.history)})
 
     def load(self, checkpoint: Path) -> State:
         """The state that a checkpoint of this run carries.
 
         Raises:
-            GradAlignError: it carries none, or another run's.
+            GradAlignError: it carries none, or another run's, or not all of it.
         """
         path = checkpoint / STATE
         if not path.exists():
@@ -58,8 +63,10 @@ class State:
                 "folder"
             )
         try:
-            found = State(**read_json(path))
-        except TypeError as error:
+            saved = read_json(path)
+            rounds = saved.pop("rounds")
+            found = State(**saved)
+        except (TypeError, KeyError, AttributeError) as error:
             raise GradAlignError(f"{path}: is of another version of this program ({error}); train anew") from error
         names = self.identity.keys() | found.identity.keys()
         differ = sorted(name for name in names if self.identity.get(name) != found.identity.get(name))
@@ -67,5 +74,11 @@ class State:
             raise GradAlignError(
                 f"{checkpoint}: is of another run (differs in {', '.join(differ)}); give what that run was given, or "
                 "train anew in another folder"
+            )
+        for keys in saved_history(checkpoint / HISTORY):
+            found.history.append(keys)
+        if len(found.history) != rounds:
+            raise GradAlignError(
+                f"{checkpoint / HISTORY}: has {len(found.history)} of {rounds} rounds; name an earlier checkpoint"
             )
         return found

@@ -220,6 +220,15 @@ def cover(model: Any, path: str = "", parameters: Sequence[str] = ()) -> Policy:
     return Policy(model, path, chosen, covered)
 
 
+def require_model(model: str) -> None:
+    """Find out before anything is started that there is no such model.
+
+    Raises:
+        GradAlignError: no such folder or file, or no weights in it.
+    """
+    _where(model)
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -254,6 +263,18 @@ def _where(model: str) -> tuple[str, dict[str, str]]:
     except Exception as error:
         raise GradAlignError(f"model {model}: no such folder, and not in the local hub cache (offline)") from error
     return model, {}
+
+
+def model_folder(model: str) -> str:
+    """The folder or hub id behind a model's name, for a program that loads it by itself.
+
+    Raises:
+        GradAlignError: it is a GGUF file, which is none.
+    """
+    folder, kwargs = _where(model)
+    if kwargs:
+        raise GradAlignError(f"model {model}: is a GGUF file; save it as a model folder first")
+    return folder
 
 
 def _with_adapter(model: Any, adapter: str) -> Any:

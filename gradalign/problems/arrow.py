@@ -1,14 +1,25 @@
-"""Values as Arrow holds them, where it gives them back as they were."""
+"""Values as Arrow holds them, where it gives them back as they were; rows as a table in a file."""
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+import mmap
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from gradalign.errors import warn
+from gradalign.problems.database import filling, temporary_folder
+
+BLOCK = 1000
+"""Rows of a table on disk that are made at a time."""
+
+
+class SeveralKindsError(ValueError):
+    """The values of a field cannot be in one column as they are; the message is the field's name."""
 
 
 def held(values: Sequence[Any]) -> pa.Array | None:
@@ -40,9 +51,66 @@ def column(values: Sequence[Any], where: str) -> pa.Array:
     return pa.array([None if value is None else json.dumps(value, ensure_ascii=False) for value in values], pa.string())
 
 
-def _array(values: Sequence[Any]) -> pa.Array | None:
+def stored(rows: Callable[[], Iterable[Mapping[str, Any]]]) -> pa.Table:
+    """The rows as a table with every field that any has, null where one has none; whole numbers among decimals become
+    decimals. It is in a file without a name, mapped into memory, so that it may be larger than that.
+
+    Args:
+        rows: gives them; is called twice.
+
+    Raises:
+        SeveralKindsError: a field's values cannot be in one column as they are.
+        GradAlignError: there is no room on disk.
+    """
+    kinds = _kinds(rows())
+    with filling("the rows of a pool"), tempfile.TemporaryFile(dir=temporary_folder()) as file:
+        with pa.ipc.new_file(file, pa.schema(list(kinds.items()))) as writer:
+            for block in _blocks(rows()):
+                arrays = [_of_kind([row.get(name) for row in block], name, kind) for name, kind in kinds.items()]
+                writer.write_batch(pa.record_batch(arrays, names=list(kinds)))
+        file.flush()
+        mapped = pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    return pa.ipc.open_file(mapped).read_all()
+
+
+def _blocks(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    rest = iter(rows)
+    while block := list(itertools.islice(rest, BLOCK)):
+        yield block
+
+
+def _kinds(rows: Iterable[Mapping[str, Any]]) -> dict[str, pa.DataType]:
+    """Field -> the type that Arrow would find for all its values together."""
+    kinds: dict[str, pa.DataType] = {}
+    for block in _blocks(rows):
+        for name in dict.fromkeys(name for row in block for name in row):
+            array = _array([row.get(name) for row in block])
+            if array is None:
+                raise SeveralKindsError(name)
+            known = kinds.setdefault(name, array.type)
+            if known != array.type:
+                kinds[name] = _wider(known, array.type, name)
+    return kinds
+
+
+def _wider(one: pa.DataType, other: pa.DataType, name: str) -> pa.DataType:
+    schemas = [pa.schema([(name, kind)]) for kind in (one, other)]
     try:
-        array = pa.array(values)
+        return pa.unify_schemas(schemas, promote_options="permissive").field(name).type
+    except pa.ArrowException as error:
+        raise SeveralKindsError(name) from error
+
+
+def _of_kind(values: list[Any], name: str, kind: pa.DataType) -> pa.Array:
+    array = _array(values, kind)
+    if array is None or array.to_pylist() != values:
+        raise SeveralKindsError(name)
+    return array
+
+
+def _array(values: Sequence[Any], kind: pa.DataType | None = None) -> pa.Array | None:
+    try:
+        array = pa.array(values, kind)
     except (pa.ArrowException, OverflowError, ValueError, TypeError):
         return None
     return None if _fieldless(array.type) else array

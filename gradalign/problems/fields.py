@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from decimal import Decimal
 from typing import Any
@@ -14,7 +14,9 @@ from gradalign.problems.schema import Problem, Prompt, content_key
 from gradalign.rows import Row
 
 PROMPT_FIELDS = ("prompt", "question", "problem", "input")
-ANSWER_FIELDS = ("answer", "ground_truth", "target", "solution", "reward_model.ground_truth")
+ANSWER = "gradalign_answer"
+"""In ``extra_info`` of a row of verl's that our writer has written: the answer as it was read."""
+ANSWER_FIELDS = ("answer", "ground_truth", "target", "solution", f"extra_info.{ANSWER}", "reward_model.ground_truth")
 KEY_FIELDS = ("key", "extra_info.key")
 SOURCE_FIELDS = ("source", "data_source")
 LONGEST = 1_000_000
@@ -52,15 +54,13 @@ def to_problem(row: Row, names: FieldMap, where: str, stem: str) -> Problem:
         GradAlignError: a field is missing or holds what it cannot.
     """
     prompt_field = _field(row, names.prompt, PROMPT_FIELDS, "prompt", where)
-    prompt = _prompt(_get(row, prompt_field), f"{where}: field {prompt_field!r}")
+    prompt = prompt_of(_get(row, prompt_field), f"{where}: field {prompt_field!r}")
     answer_field = _field(row, names.answer, ANSWER_FIELDS, "answer", where)
     answer = _text(_get(row, answer_field), f"{where}: field {answer_field!r}", "answer")
-    used = {prompt_field, answer_field}
-    key, source = content_key(prompt), stem
-    key_field = _optional(row, names.key, KEY_FIELDS, "key", where)
-    if key_field is not None:
-        key = _text(_get(row, key_field), f"{where}: field {key_field!r}", "key")
-        used.add(key_field)
+    used: set[str | None] = {prompt_field, answer_field}
+    key, key_field = key_of(row, names.key, lambda: prompt, where)
+    used.add(key_field)
+    source = stem
     source_field = _optional(row, names.source, SOURCE_FIELDS, "source", where)
     if source_field is not None:
         value = _get(row, source_field)
@@ -77,6 +77,18 @@ def to_problem(row: Row, names: FieldMap, where: str, stem: str) -> Problem:
         if plain and len(prompt) == 1 and not isinstance(prompt, str):
             prompt = prompt[0]["content"]
     return Problem(key, prompt, answer, source, metadata)
+
+
+def key_of(row: Row, named: str | None, prompt: Callable[[], Prompt], where: str) -> tuple[str, str | None]:
+    """(key, its field) of a row: the field ``named``, else a common one; a hash of the prompt where there is none.
+
+    Raises:
+        GradAlignError: the field is missing, or holds no text and no number.
+    """
+    field = _optional(row, named, KEY_FIELDS, "key", where)
+    if field is None:
+        return content_key(prompt()), None
+    return _text(_get(row, field), f"{where}: field {field!r}", "key"), field
 
 
 def _restored(written: str | dict[str, Any], where: str) -> dict[str, Any]:
@@ -127,7 +139,12 @@ def _field(row: Row, named: str | None, common: Sequence[str], what: str, where:
     )
 
 
-def _prompt(value: Any, where: str) -> Prompt:
+def prompt_of(value: Any, where: str) -> Prompt:
+    """A prompt as it stands in a row.
+
+    Raises:
+        GradAlignError: it is neither a text nor chat messages, empty, or too long.
+    """
     if isinstance(value, str) and value.strip():
         return _not_too_long(value, where)
     messages = isinstance(value, list) and all(

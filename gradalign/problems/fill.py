@@ -43,21 +43,22 @@ def fill(pool: Pool, spec: str, how: Filter, near: NearIndex | None = None) -> N
         GradAlignError: see `gradalign.problems.read.read_problems`.
     """
     reader = open_reader(spec)
-    reading, names = Reading(reader.label), how.fields.over(reader.fields)
+    label, stem = reader.label, reader.stem
+    reading, names = Reading(label), how.fields.over(reader.fields)
     refuse: Refuse = reading.refuse if how.skip else stop
     for number, row in reader.rows(refuse):
-        where = f"{reader.label}:{number}"
+        where = f"{label}:{number}"
         try:
-            problem = to_problem(row, names, where, reader.stem)
+            problem = to_problem(row, names, where, stem)
             if how.source is not None:
                 problem = dataclasses.replace(problem, source=how.source)
             _take(problem, number, where, pool, reading, near)
         except GradAlignError as error:
             refuse(error)
     if not reading.rows:
-        raise GradAlignError(f"{reader.label}: holds no problem; write one problem a row")
+        raise GradAlignError(f"{label}: holds no problem; write one problem a row")
     if reading.rows == reading.refused:
-        raise GradAlignError(f"{reader.label}: none of {reading.rows} rows can be used: row {reading.reasons[0]}")
+        raise GradAlignError(f"{label}: none of {reading.rows} rows can be used: row {reading.reasons[0]}")
     pool.readings.append(reading)
     reading.say()
 

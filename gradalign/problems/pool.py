@@ -1,20 +1,21 @@
 """A pool on disk: problems are held in a temporary database, so that a pool may be larger than memory.
 
-The database is private to the process and gone with it. What stays in memory is its page cache (`CACHE`) and,
-for a pool of which some problems were left out, 8 bytes a problem.
+The database is private to the process and gone with it. What stays in memory is its page cache (`CACHE`).
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import itertools
 import pickle
 import sqlite3
-from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
+from gradalign.problems.database import filling, temporary_database
 from gradalign.problems.reading import Reading
 from gradalign.problems.schema import Problem, identity, uniform_hash
 
@@ -43,18 +44,16 @@ class Pool(Sequence[Problem]):
     """
 
     def __init__(self) -> None:
-        # The empty name is a temporary file that is deleted when it is closed.
-        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        for pragma in (f"cache_size = -{CACHE}", "journal_mode = OFF", "synchronous = OFF", "temp_store = FILE"):
-            self._database.execute(f"PRAGMA {pragma}")
+        self._database = temporary_database(CACHE)
         self._database.execute(
             "CREATE TABLE problems (number INTEGER PRIMARY KEY, place TEXT, key TEXT UNIQUE, prompt BLOB UNIQUE, "
             "source TEXT, problem BLOB)"
         )
         self._database.create_function("uniform_hash", 2, lambda seed, key: uniform_hash("draw", seed, key))
-        self._database.execute("BEGIN")
         self.readings: list[Reading] = []
-        self._numbers: range | array[int] = range(1, 1)
+        self._count = 0
+        self._views = itertools.count()
+        self._table, self._at = "problems", "number"  # where its problems are, and their places there, from 1
         self._asked: Callable[[Problem], Problem] | None = None
 
     def add(self, problem: Problem, place: str) -> Earlier | None:
@@ -64,14 +63,14 @@ class Pool(Sequence[Problem]):
             problem: the problem.
             place: where it is from, for messages.
         """
-        number = len(self._numbers) + 1
-        # Python's own serialisation: the database never leaves the process.
-        values = (number, place, problem.key, _digest(problem), problem.source, pickle.dumps(problem))
+        number = self._count + 1
+        values = (number, place, problem.key, _digest(problem), problem.source, _packed(problem))
         try:
-            self._database.execute("INSERT INTO problems VALUES (?, ?, ?, ?, ?, ?)", values)
+            with filling(place):
+                self._database.execute("INSERT INTO problems VALUES (?, ?, ?, ?, ?, ?)", values)
         except sqlite3.IntegrityError:
             return self.find(problem)
-        self._numbers = range(1, number + 1)
+        self._count = number
         return None
 
     def find(self, problem: Problem) -> Earlier | None:
@@ -81,10 +80,10 @@ class Pool(Sequence[Problem]):
             "SELECT place, key, prompt, problem FROM problems WHERE key = ? OR prompt = ? ORDER BY key != ?",
             (problem.key, digest, problem.key),
         ).fetchone()
-        return None if found is None else Earlier(found[0], pickle.loads(found[3]).answer, found[2] == digest)
+        return None if found is None else Earlier(found[0], _unpacked(found[3]).answer, found[2] == digest)
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return self._count
 
     @overload
     def __getitem__(self, index: int) -> Problem: ...
@@ -92,36 +91,39 @@ class Pool(Sequence[Problem]):
     def __getitem__(self, index: slice) -> list[Problem]: ...
     def __getitem__(self, index: int | slice) -> Problem | list[Problem]:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return self._read([self._numbers[index]])[0]
+            return [self[i] for i in range(*index.indices(self._count))]
+        start = range(self._count)[index]
+        return next(self._problems(start, start + 1))
 
     def __iter__(self) -> Iterator[Problem]:
-        for start in range(0, len(self._numbers), BLOCK):
-            yield from self._read(self._numbers[start : start + BLOCK])
+        return self._problems(0, self._count)
 
     @property
     def places(self) -> Iterator[int]:
         """Places of the problems in the pool that this one was made from, counting from 0."""
-        return (number - 1 for number in self._numbers)
+        return (number - 1 for number in self._column("number", 0, self._count))
 
     @property
-    def keys(self) -> list[str]:
-        """Keys of all problems, in order."""
-        wanted = self._column("key")
-        return [str(key) for key in wanted]
+    def keys(self) -> Sequence[str]:
+        """Keys of all problems, in order, read as they are asked for."""
+        return _Keys(self)
 
     @property
     def sources(self) -> Counter[str]:
         """Source -> number of problems."""
-        return Counter(map(str, self._column("source")))
+        return Counter(map(str, self._column("source", 0, self._count)))
 
     def without(self, keys: Collection[str]) -> Pool:
         """The pool without the problems of these keys."""
         if not keys:
             return self
-        left = set(keys)
-        pairs = zip(self._numbers, self._column("key"), strict=True)
-        return self._view(array("q", (number for number, key in pairs if key not in left)))
+        self._database.execute("CREATE TABLE left_out (key TEXT PRIMARY KEY)")
+        self._database.executemany("INSERT OR IGNORE INTO left_out VALUES (?)", ((key,) for key in keys))
+        view = self._view(
+            f"SELECT number FROM {self._table} WHERE key NOT IN (SELECT key FROM left_out) ORDER BY {self._at}"
+        )
+        self._database.execute("DROP TABLE left_out")
+        return view
 
     def drawn(self, shares: Sequence[tuple[range, int]], seed: int, limits: Mapping[str, int]) -> Pool:
         """Of each share, the problems that come first in a seeded order; they stay in the order of the pool.
@@ -132,41 +134,75 @@ class Pool(Sequence[Problem]):
             seed: of the order, a hash of each key.
             limits: source -> problems of it, at most.
         """
-        kept, taken, left = array("q"), Counter[str](), [count for _, count in shares]
+        taken, left = Counter[str](), [count for _, count in shares]
         order = "SELECT number, source FROM problems ORDER BY uniform_hash(?, key), number"
+        self._database.execute("CREATE TABLE kept (number INTEGER PRIMARY KEY)")
         for number, source in self._database.execute(order, (seed,)):
             share = next((i for i, (numbers, _) in enumerate(shares) if number - 1 in numbers), None)
-            if share is not None and left[share] and taken[source] < limits.get(source, len(self)):
+            if share is not None and left[share] and taken[source] < limits.get(source, self._count):
                 left[share] -= 1
                 taken[source] += 1
-                kept.append(number)
-        return self._view(array("q", sorted(kept)))
+                self._database.execute("INSERT INTO kept VALUES (?)", (number,))
+        view = self._view("SELECT number FROM kept ORDER BY number")
+        self._database.execute("DROP TABLE kept")
+        return view
 
     def mapped(self, asked: Callable[[Problem], Problem]) -> Pool:
         """The pool with every problem as ``asked`` gives it when it is read; keys and sources must stay."""
-        view = self._view(self._numbers)
+        view = copy.copy(self)
         view._asked = asked
         return view
 
-    def _view(self, numbers: range | array[int]) -> Pool:
-        view = object.__new__(Pool)
-        view._database, view._numbers, view._asked = self._database, numbers, self._asked
-        view.readings = self.readings
+    def _view(self, numbers: str) -> Pool:
+        """A pool of the problems whose numbers a query gives."""
+        view, name = copy.copy(self), f"view_{next(self._views)}"
+        with filling("a part of a pool"):
+            self._database.execute(f"CREATE TABLE {name} (place INTEGER PRIMARY KEY, number INTEGER)")
+            made = self._database.execute(f"INSERT INTO {name} (number) {numbers}")
+        view._count = made.rowcount
+        view._table, view._at = f"{name} CROSS JOIN problems USING (number)", f"{name}.place"
         return view
 
-    def _read(self, numbers: Sequence[int]) -> list[Problem]:
-        problems = [pickle.loads(blob) for blob in self._select("problem", numbers)]
-        return problems if self._asked is None else [self._asked(problem) for problem in problems]
+    def _problems(self, start: int, stop: int) -> Iterator[Problem]:
+        problems = map(_unpacked, self._column("problem", start, stop))
+        return problems if self._asked is None else map(self._asked, problems)
 
-    def _column(self, name: str) -> Iterator[str]:
-        for start in range(0, len(self._numbers), BLOCK):
-            yield from self._select(name, self._numbers[start : start + BLOCK])
+    def _column(self, name: str, start: int, stop: int) -> Iterator[Any]:
+        """A column of the problems at places ``start`` to ``stop`` - 1."""
+        query = f"SELECT {name} FROM {self._table} WHERE {self._at} > ? AND {self._at} <= ? ORDER BY {self._at}"
+        for first in range(start, stop, BLOCK):
+            last = min(first + BLOCK, stop)
+            yield from [value for (value,) in self._database.execute(query, (first, last))]
 
-    def _select(self, name: str, numbers: Sequence[int]) -> list[Any]:
-        """A column of the problems of these numbers, which ascend."""
-        places = ",".join("?" * len(numbers))
-        query = f"SELECT {name} FROM problems WHERE number IN ({places}) ORDER BY number"
-        return [value for (value,) in self._database.execute(query, tuple(numbers))]
+
+class _Keys(Sequence[str]):
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def __len__(self) -> int:
+        return len(self._pool)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        start = range(len(self))[index]
+        return str(next(self._pool._column("key", start, start + 1)))
+
+    def __iter__(self) -> Iterator[str]:
+        return map(str, self._pool._column("key", 0, len(self)))
+
+
+def _packed(problem: Problem) -> bytes:
+    """A problem as bytes, by Python's own serialisation: the database never leaves the process."""
+    return pickle.dumps((problem.key, problem.prompt, problem.answer, problem.source, problem.metadata))
+
+
+def _unpacked(packed: bytes) -> Problem:
+    return Problem(*pickle.loads(packed))
 
 
 def _digest(problem: Problem) -> bytes:

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 
 from gradalign.errors import missing_extra
 from gradalign.files import replacing, replacing_folder
-from gradalign.problems.arrow import column, held
+from gradalign.problems.arrow import column
 from gradalign.problems.plain import PlainFields
 from gradalign.problems.schema import Problem
+from gradalign.problems.verl import messages, verl_table
 
 Target = Literal["trl", "verl", "datasets", "scored"]
 FILES: dict[Target, str] = {
@@ -25,9 +26,6 @@ FILES: dict[Target, str] = {
     "scored": "scored.jsonl",
 }
 """Target -> name of the file, or folder, in a round's folder."""
-
-MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-REWARD_MODEL = pa.struct([("style", pa.string()), ("ground_truth", pa.string())])
 
 
 def check_target(target: Target) -> None:
@@ -47,7 +45,8 @@ def write_chosen(folder: Path, problems: Sequence[Problem], target: Target) -> P
       whatever else reads JSONL.
     - verl: Parquet rows ``{data_source, prompt, ability, reward_model{style, ground_truth}, extra_info{split, index,
       key, plain, metadata}}``. A plain-text prompt becomes one user message (``plain`` is true then). ``metadata`` is a
-      struct where Arrow gives every row's back exactly, else JSON text; our own reader takes both.
+      struct where Arrow gives every row's back exactly, else JSON text; our own reader takes both. Rows that were
+      verl's keep their own fields (`gradalign.problems.verl`).
     - datasets: a folder for ``load_from_disk`` (and ``hf:FOLDER``) with the columns of trl's rows. Where some prompts
       are chats, the others become one user message. A metadata column whose values Arrow cannot hold as they are (texts
       and numbers in one, mappings with different fields) is JSON text, which a warning says.
@@ -65,7 +64,7 @@ def write_chosen(folder: Path, problems: Sequence[Problem], target: Target) -> P
         return path
     with replacing(path) as part:
         if target == "verl":
-            pq.write_table(_verl(problems), part)
+            pq.write_table(verl_table(problems, str(path)), part)
         else:
             _jsonl(part, [trl_row(problem) for problem in problems])
     return path
@@ -126,38 +125,11 @@ def _jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _verl(problems: Sequence[Problem]) -> pa.Table:
-    metadata = [dict(problem.metadata) for problem in problems]
-    structs = held(metadata)
-    if structs is None:
-        structs = pa.array([json.dumps(one, ensure_ascii=False) for one in metadata], pa.string())
-    extra = {
-        "split": pa.array(["train"] * len(problems), pa.string()),
-        "index": pa.array(range(len(problems)), pa.int64()),
-        "key": pa.array([problem.key for problem in problems], pa.string()),
-        "plain": pa.array([isinstance(problem.prompt, str) for problem in problems], pa.bool_()),
-        "metadata": structs,
-    }
-    models = [{"style": "rule", "ground_truth": problem.answer} for problem in problems]
-    return pa.table({
-        "data_source": pa.array([problem.source for problem in problems], pa.string()),
-        "prompt": pa.array([_messages(problem) for problem in problems], MESSAGES),
-        "ability": pa.array(["reasoning"] * len(problems), pa.string()),
-        "reward_model": pa.array(models, REWARD_MODEL),
-        "extra_info": pa.StructArray.from_arrays(list(extra.values()), list(extra)),
-    })  # fmt: skip
-
-
-def _messages(problem: Problem) -> list[dict[str, str]]:
-    prompt = problem.prompt
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-
-
 def _datasets(path: Path, problems: Sequence[Problem]) -> None:
     import datasets
 
     chats = any(not isinstance(problem.prompt, str) for problem in problems)
-    rows = [trl_row(problem) | ({"prompt": _messages(problem)} if chats else {}) for problem in problems]
+    rows = [trl_row(problem) | ({"prompt": messages(problem)} if chats else {}) for problem in problems]
     names = dict.fromkeys(name for row in rows for name in row)
     table = pa.table({name: column([row.get(name) for row in rows], f"{path}: column {name!r}") for name in names})
     silent = datasets.are_progress_bars_disabled()

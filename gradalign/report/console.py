@@ -19,9 +19,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from gradalign.alignment.align import Scored
 from gradalign.alignment.direction import Direction
 from gradalign.alignment.record import Alignment
+from gradalign.alignment.scored import Scored
 
 Cell = str | float | int | None
 

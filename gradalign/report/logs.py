@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradalign.curriculum.state import STATE
+from gradalign.curriculum.history import saved_history
+from gradalign.curriculum.state import HISTORY, STATE
 from gradalign.errors import GradAlignError, warn
 
 TRAINER_STATE = "trainer_state.json"
@@ -96,7 +97,8 @@ def read_log(folder: Path) -> Log | None:
             steps = int(trainer["global_step"]), int(trainer["max_steps"])
             if any(not isinstance(entry["step"], int) for entry in entries):
                 raise ValueError("a step of the log is no whole number")
-            return Log(entries, *steps, state.get("history", []), state.get("sampled"), state.get("reused"))
+            history = list(saved_history(path / HISTORY)) if (path / HISTORY).exists() else []
+            return Log(entries, *steps, history, state.get("sampled"), state.get("reused"))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise GradAlignError(
                 f"{path / TRAINER_STATE}: is no trainer's state ({error}); take the checkpoint out, or train again"

@@ -2,7 +2,8 @@
 
 verl calls ``compute_score(data_source, solution_str, ground_truth, extra_info=None)`` for one response after the other
 and takes a number, or a dictionary with a number under ``score``. Here ``data_source`` is the problem's source,
-``ground_truth`` its answer as it was read, and ``extra_info`` its metadata's ``extra_info``, else all its metadata.
+``ground_truth`` and ``extra_info`` are what verl's row holds of them; of any other row the answer as it was read, and
+all metadata.
 Coroutine functions run side by side.
 """
 
@@ -57,10 +58,11 @@ class VerlReward:
         values = []
         for i, text in enumerate(completions):
             metadata = {name: column[i] for name, column in columns.items() if name not in _NOT_METADATA}
-            extra = metadata.get("extra_info")
+            extra, model = metadata.get("extra_info"), metadata.get("reward_model")
             values.append(
                 self.function(
-                    data_source=source[i], solution_str=text, ground_truth=answer[i],
+                    data_source=source[i], solution_str=text,
+                    ground_truth=model.get("ground_truth", answer[i]) if isinstance(model, dict) else answer[i],
                     extra_info=extra if isinstance(extra, dict) else metadata,
                 )
             )  # fmt: skip

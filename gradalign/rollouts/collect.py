@@ -16,7 +16,7 @@ from gradalign.files import writing
 from gradalign.policy.group import Group
 from gradalign.problems.schema import Problem, fingerprint
 from gradalign.processes import ALONE, Processes
-from gradalign.rollouts.sampler import Sampler
+from gradalign.rollouts.sampler import Sampler, in_batches
 from gradalign.rollouts.table import gather, read_rollouts, to_rows, write_rollouts, writer_of
 from gradalign.rows import Row
 
@@ -56,14 +56,17 @@ def collect(
     with _alone(part):
         expected = [[keys[i] for i in batch for _ in range(sampler.rollouts)] for batch in batches]
         kept = _kept(part, {**sampler.identity, "problems": fingerprint(problems)}, expected)
-        for number, batch in enumerate(batches):
-            if number == len(kept):
-                groups = sampler.sample([problems[i] for i in batch], [prompts[i] for i in batch])
-                kept.append([row for group in groups for row in to_rows(group)])
-                with writing(part), part.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"rows": kept[-1]}) + "\n")
+        for rows in kept.values():
+            done(len(rows))
+        missing = [number for number in range(len(batches)) if number not in kept]
+        asked = [[(problems[i], prompts[i]) for i in batches[number]] for number in missing]
+        for place, groups in in_batches(sampler, asked):
+            number = missing[place]
+            kept[number] = [row for group in groups for row in to_rows(group)]
+            with writing(part), part.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"batch": number, "rows": kept[number]}) + "\n")
             done(len(kept[number]))
-        rows = [row for batch_rows in kept for row in batch_rows]
+        rows = [row for number in range(len(batches)) for row in kept[number]]
         by_key = {group.key: group for group in gather(enumerate(rows, 1), part, on_bad_row="mark")}
         ordered = [by_key[key] for key in keys]
         write_rollouts(out, ordered)
@@ -131,8 +134,9 @@ def _alone(part: Path) -> Iterator[None]:
         held.release()
 
 
-def _kept(part: Path, settings: dict[str, Any], expected: list[list[str]]) -> list[list[Row]]:
-    """Batches that an interrupted run left in ``part``, up to the first torn or foreign line, which is cut off.
+def _kept(part: Path, settings: dict[str, Any], expected: list[list[str]]) -> dict[int, list[Row]]:
+    """Batches by number that an interrupted run left in ``part``, up to the first torn or foreign line, which is cut
+    off; they need not be in order.
 
     Starts the file where there is none, or where no batch was finished. ``expected``: the keys of each batch's rows.
     """
@@ -148,14 +152,17 @@ def _kept(part: Path, settings: dict[str, Any], expected: list[list[str]]) -> li
             f"{part}: holds an unfinished run (it differs in: {differ}); finish that one, delete the file, or name "
             "another place"
         )
-    kept: list[list[Row]] = []
-    for line, keys in zip(lines[1:], expected, strict=False):
-        rows = _decoded(line).get("rows") if line.endswith(b"\n") else None
-        if not isinstance(rows, list) or [_key(row) for row in rows] != keys:
+    kept: dict[int, list[Row]] = {}
+    for line in lines[1:]:
+        found = _decoded(line) if line.endswith(b"\n") else {}
+        number: Any = found.get("batch")
+        rows: Any = found.get("rows")
+        fits = type(number) is int and 0 <= number < len(expected) and number not in kept and isinstance(rows, list)
+        if not fits or [_key(row) for row in rows] != expected[number]:
             if line.endswith(b"\n"):
-                warn(f"{part}: its batch {len(kept) + 1} is damaged; sampling goes on from there")
+                warn(f"{part}: its line {len(kept) + 2} is damaged; sampling goes on from there")
             break
-        kept.append(rows)
+        kept[number] = rows
     with writing(part):
         if kept:  # cut in place: a kill here must not cost what was finished
             os.truncate(part, sum(map(len, lines[: 1 + len(kept)])))

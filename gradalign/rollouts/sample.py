@@ -149,11 +149,14 @@ def _append(response: Response, token: int, logprob: float, ends: set[int], samp
     if sampling.stop:
         tail = policy.decode(response.ids[-max(map(len, sampling.stop)) - 8 :])
         if any(stop in tail for stop in sampling.stop):
-            text = policy.decode(response.ids)
-            found = [text.index(stop) for stop in sampling.stop if stop in text]
-            response.text, response.finish_reason = text[: min(found, default=len(text))], "stop"
+            response.text, response.finish_reason = cut_at(policy.decode(response.ids), sampling.stop), "stop"
             return True
     return False
+
+
+def cut_at(text: str, stops: Sequence[str]) -> str:
+    """``text`` up to the first of the ``stops`` in it."""
+    return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
 
 
 def _forward(policy: Policy, ids: torch.Tensor, attention: torch.Tensor, cache: DynamicCache) -> torch.Tensor:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from gradalign.rewards.several import AnyReward, WeightedSum
 from gradalign.rollouts.sample import Response, Sampling, plan, sample_batch
 
 Tokens = NDArray[np.int64]
+Asked = tuple[Problem, Tokens]
+"""A problem with its prompt."""
 
 
 class Sampler(Protocol):
@@ -56,12 +58,30 @@ class Sampler(Protocol):
         ...
 
 
+@runtime_checkable
+class Spreading(Protocol):
+    """A `Sampler` whose batches are done side by side."""
+
+    def each(self, batches: Sequence[Sequence[Asked]]) -> Iterator[tuple[int, list[Group]]]:
+        """The groups of batches as these are finished, with the batches' numbers."""
+        ...
+
+
+def in_batches(sampler: Sampler, batches: Sequence[Sequence[Asked]]) -> Iterator[tuple[int, list[Group]]]:
+    """The groups of batches, with the batches' numbers: one after the other, or as they are finished."""
+    if isinstance(sampler, Spreading):
+        yield from sampler.each(batches)
+        return
+    for number, asked in enumerate(batches):
+        yield number, sampler.sample([problem for problem, _ in asked], [prompt for _, prompt in asked])
+
+
 @dataclass
-class PolicySampler:
-    """Samples with the loaded policy, one problem's prompt once.
+class PaidSampler:
+    """What all samplers of a loaded policy share: prompts from its tokenizer, batches, rewards.
 
     Attributes:
-        policy: samples the responses.
+        policy: whose responses are sampled.
         reward: pays them.
         sampling: how many, how long, at which temperature.
     """
@@ -70,6 +90,10 @@ class PolicySampler:
     reward: AnyReward
     sampling: Sampling
     lockstep: ClassVar[bool] = False
+
+    def responses(self, problems: Sequence[Problem], prompts: Sequence[Tokens]) -> list[list[Response]]:
+        """Each problem's responses, decoded."""
+        raise NotImplementedError
 
     @property
     def rollouts(self) -> int:
@@ -100,7 +124,7 @@ class PolicySampler:
 
     def sample(self, problems: Sequence[Problem], prompts: Sequence[Tokens]) -> list[Group]:
         """The groups of one batch."""
-        sampled = sample_batch(self.policy, [problem.key for problem in problems], prompts, self.sampling)
+        sampled = self.responses(problems, prompts)
         return [self.paid(*one) for one in zip(problems, prompts, sampled, strict=True)]
 
     def part(self, first: int, rollouts: int) -> Self:
@@ -124,6 +148,14 @@ class PolicySampler:
             rollout.rewards = own
         failed: Status | None = "failed" if any(map(math.isnan, rewards)) else None  # a judgement that did not come
         return Group(problem.key, prompt, rollouts, problem.source, self.policy.fingerprint, failed)
+
+
+class PolicySampler(PaidSampler):
+    """Samples with the loaded policy itself, one problem's prompt once."""
+
+    def responses(self, problems: Sequence[Problem], prompts: Sequence[Tokens]) -> list[list[Response]]:
+        """See `PaidSampler`."""
+        return sample_batch(self.policy, [problem.key for problem in problems], prompts, self.sampling)
 
 
 def sampled(

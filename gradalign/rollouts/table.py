@@ -189,14 +189,14 @@ def _rollout(row: Row, where: str) -> Rollout:
 
 def _check(prompt: np.ndarray, rollout: Rollout, limits: Limits) -> None:
     length = len(prompt) + len(rollout.response_ids)
+    if not math.isfinite(rollout.reward):
+        raise _Bad("failed", f"field 'reward' is {rollout.reward}; write a finite number")
     if len(rollout.response_ids) == 0:
         raise _Bad("no_tokens", "field 'response_ids': the response has no token; leave the row out")
     if rollout.n_tokens == 0:
         raise _Bad("no_tokens", "field 'response_mask': hides every token of the response; leave the row out")
     if len(prompt) == 0:
         raise _Bad("failed", "field 'prompt_ids': the prompt has no token; start it with the policy's first token")
-    if not math.isfinite(rollout.reward):
-        raise _Bad("failed", f"field 'reward' is {rollout.reward}; write a finite number")
     for name, ids in (("prompt_ids", prompt), ("response_ids", rollout.response_ids)):
         wrong = ids[(ids < 0) | (ids >= (limits.vocabulary or np.inf))]
         if len(wrong):

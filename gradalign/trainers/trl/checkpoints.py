@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 
-from gradalign.curriculum.state import STATE
+from gradalign.curriculum.history import saved_history
+from gradalign.curriculum.state import HISTORY, STATE
 from gradalign.errors import GradAlignError, warn
+from gradalign.files import read_json
 from gradalign.trainers.trl.model import policy_of
 
 if TYPE_CHECKING:
@@ -27,12 +29,15 @@ def is_complete(checkpoint: Path, chosen: bool = True) -> bool:
         chosen: whether it is to carry a curriculum's state.
     """
     try:
-        for name in (TRAINER_STATE_NAME, *([STATE] if chosen else [])):
-            json.loads((checkpoint / name).read_text(encoding="utf-8"))
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        if chosen:
+            rounds = read_json(checkpoint / STATE)["rounds"]
+            if sum(1 for _ in saved_history(checkpoint / HISTORY)) != rounds:
+                return False
         for path in checkpoint.glob("*.safetensors"):
             with safe_open(path, framework="pt"):  # reads the header, and holds the file's size against it
                 pass
-    except (OSError, ValueError, SafetensorError):
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, GradAlignError):
         return False
     return all(zipfile.is_zipfile(path) for pattern in ("*.pt", "*.pth") for path in checkpoint.glob(pattern))
 

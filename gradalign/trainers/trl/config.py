@@ -128,6 +128,16 @@ class GradAlignConfig(GRPOConfig):
     projection: str = _help("With engine sketch: two-sided:R, coordinates:N, none.", USUAL.projection)
     batch_tokens: int = _help("Tokens in one pass of scoring, at most.", 4096)
     batch_rollouts: int = _help("Responses that are decoded side by side when sampling for scoring, at most.", 512)
+    sampler: str = _help(
+        "Round mode: policy, the model itself samples what is scored; server, vLLM or SGLang servers at endpoints do, "
+        "which load the policy's weights from the run's folder at every round's beginning.",
+        "policy",
+    )
+    endpoints: list[str] | None = field(
+        default=None,
+        metadata={"help": "With sampler server: the servers' addresses; GRADALIGN_SERVER_KEY is sent as their key."},
+    )
+    concurrency: int = _help("With sampler server: requests at a time to each endpoint, at most.", 64)
     save_strategy: str = _help("As in TRL; epoch, the default, saves after every round.", "epoch")
 
     def __post_init__(self) -> None:
@@ -150,7 +160,7 @@ class GradAlignConfig(GRPOConfig):
             self.composed  # noqa: B018
         except GradAlignError as error:
             raise ValueError(str(error)) from error
-        for name in ("steps_per_round", "chunk", "top", "oversample", "batch_tokens", "batch_rollouts"):
+        for name in ("steps_per_round", "chunk", "top", "oversample", "batch_tokens", "batch_rollouts", "concurrency"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")

@@ -4,14 +4,39 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradalign.errors import GradAlignError, warn
+from gradalign.errors import GradAlignError, nearest, warn
 
 if TYPE_CHECKING:
     from gradalign.trainers.trl.config import GradAlignConfig
 
+SAMPLERS = ("policy", "server")
 SEQUENCE_MEAN, SUM = ("grpo", "sapo"), ("dapo", "bnpo", "dr_grpo", "cispo", "luspo")
 """TRL's loss types by the aggregation that their gradient has on-policy. ``sum``: their denominator is common to all
 groups (the batch's tokens, or a constant)."""
+
+
+def check_sampler(args: GradAlignConfig) -> None:
+    """Refuse what does not go with who samples.
+
+    Raises:
+        ValueError: something does not.
+    """
+    if args.sampler not in SAMPLERS:
+        raise ValueError(f"sampler: unknown {args.sampler!r}{nearest(args.sampler, SAMPLERS)}")
+    if (args.sampler == "server") != bool(args.endpoints):
+        raise ValueError("sampler server and endpoints belong together; give both or none")
+    if args.sampler == "policy":
+        return
+    if args.mode == "batch":
+        raise ValueError("sampler server belongs to mode round: weights are loaded once a round; take sampler policy")
+    narrowed = [name for name in ("top_k", "min_p", "generation_kwargs") if getattr(args, name)]
+    narrowed += ["top_p"] if args.top_p != 1.0 else []
+    narrowed += ["repetition_penalty"] if args.repetition_penalty != 1.0 else []
+    narrowed += [name for name in ("use_vllm", "use_transformers_continuous_batching") if getattr(args, name)]
+    if narrowed:
+        raise ValueError(
+            f"{narrowed[0]}: servers sample the policy's whole distribution; leave it out, or take sampler policy"
+        )
 
 
 def check_together(args: GradAlignConfig) -> None:
@@ -44,6 +69,7 @@ def check_together(args: GradAlignConfig) -> None:
             f"budget {args.budget} samples further rollouts as it goes, and strategy {args.strategy} keeps to those of "
             "its first round; take budget fixed"
         )
+    check_sampler(args)
     try:
         args.raced  # noqa: B018
     except GradAlignError as error:

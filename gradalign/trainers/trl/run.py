@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from datasets import Dataset
 from transformers import HfArgumentParser, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -16,12 +15,13 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from gradalign.alignment.align import Progress, silent
 from gradalign.errors import GradAlignError
 from gradalign.policy.load import Policy
-from gradalign.problems.arrow import alike
+from gradalign.problems.arrow import SeveralKindsError
 from gradalign.problems.schema import Problem
 from gradalign.problems.write import trl_row
 from gradalign.rewards.several import AnyReward, WeightedSum
 from gradalign.trainers.trl.checkpoints import last_complete
 from gradalign.trainers.trl.config import GradAlignConfig
+from gradalign.trainers.trl.dataset import on_disk
 from gradalign.trainers.trl.rewards import COIN, RewardFunction
 from gradalign.trainers.trl.trainer import GradAlignTrainer
 
@@ -142,23 +142,26 @@ class TrainJob:
 
     def _rows(self, problems: Sequence[Problem], coins: bool = False) -> Dataset | None:
         coin = self.reward.coin if coins else None
-        rows = [trl_row(p) | {COIN: coin is not None and coin.corrupts(p.key)} for p in problems]
-        return _data_set(rows) if rows else None
+
+        def rows() -> Iterator[dict[str, Any]]:
+            for problem in problems:
+                yield trl_row(problem) | {COIN: coin is not None and coin.corrupts(problem.key)}
+
+        return data_set(rows) if problems else None
 
 
-def _data_set(rows: Sequence[Mapping[str, Any]]) -> Dataset:
-    """A data set with every field that any row has; null where a row has none.
+def data_set(rows: Callable[[], Iterable[Mapping[str, Any]]]) -> Dataset:
+    """A data set, in a temporary file, with every field that any row has; null where a row has none.
 
     Raises:
         GradAlignError: a field's values cannot be in one column as they are.
     """
-    columns = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        columns[name] = alike([row.get(name) for row in rows])
-        if columns[name] is None:
-            mend = "ask all as messages (--chat)" if name == "prompt" else "give it one kind, or leave the field out"
-            raise GradAlignError(f"the problems' field {name!r} has values of several kinds; {mend}")
-    return Dataset(pa.table(columns))
+    try:
+        return on_disk(rows)
+    except SeveralKindsError as error:
+        name = str(error)
+        mend = "ask all as messages (--chat)" if name == "prompt" else "give it one kind, or leave the field out"
+        raise GradAlignError(f"the problems' field {name!r} has values of several kinds; {mend}") from error
 
 
 def export(trainer: GradAlignTrainer, folder: Path) -> None:

@@ -22,6 +22,7 @@ from gradalign.errors import GradAlignError
 from gradalign.policy.group import Group, Status
 from gradalign.policy.load import Policy
 from gradalign.problems.schema import Problem, uniform_hash
+from gradalign.rollouts.engine import EngineSampling
 from gradalign.rollouts.sample import Response, Sampling, plan, sample_batch
 from gradalign.rollouts.sampler import Tokens, rollout_of
 from gradalign.trainers.trl.rewards import FIRST, RewardFunction
@@ -33,7 +34,8 @@ class TrainerSampler:
     """A `gradalign.rollouts.sampler.Sampler` over a GRPOTrainer.
 
     Responses come from the model itself, each problem's prompt once and from a random stream of its own, where the
-    whole distribution is sampled; from the trainer's own generation with vLLM, top-p, top-k and the like.
+    whole distribution is sampled; from servers where `gradalign.trainers.trl.servers.follow` has put them; from the
+    trainer's own generation with vLLM, top-p, top-k and the like.
 
     Args:
         trainer: a `trl.GRPOTrainer`; gives prompts, rewards, temperature, lengths.
@@ -64,6 +66,7 @@ class TrainerSampler:
         )
         whole = trainer.top_p in (None, 1.0) and not trainer.top_k and not trainer.min_p
         plain = trainer.repetition_penalty in (None, 1.0) and not trainer.args.generation_kwargs
+        self.engine: EngineSampling | None = None
         self.own = whole and plain and not trainer.use_vllm and not trainer.use_transformers_continuous_batching
 
     @property
@@ -87,6 +90,8 @@ class TrainerSampler:
             "sampling": dataclasses.asdict(self.sampling),
             "own": self.own,
         }
+        if self.engine is not None:
+            values |= {"engine": self.engine.engine.identity}
         if not self.own:
             values |= {name: getattr(trainer, name) for name in ("top_p", "top_k", "min_p", "repetition_penalty")}
             values |= {"generation_kwargs": trainer.args.generation_kwargs, "vllm": trainer.use_vllm}
@@ -101,7 +106,7 @@ class TrainerSampler:
         """
         if not problems:
             return []
-        texts = [self.rows(problem.key)["prompt"] for problem in problems]
+        texts = [problem.prompt for problem in problems]
         templates = self.trainer.chat_template, self.trainer._tokenizer.chat_template
         if is_conversational({"prompt": texts[0]}) and not any(templates):
             raise GradAlignError(
@@ -160,7 +165,10 @@ class TrainerSampler:
         return made
 
     def _own(self, problems: Sequence[Problem], prompts: Sequence[Tokens]) -> list[list[Response]]:
-        return sample_batch(self.policy, [problem.key for problem in problems], prompts, self.sampling)
+        keys = [problem.key for problem in problems]
+        if self.engine is not None:
+            return self.engine.responses(self.policy, keys, prompts, self.sampling)
+        return sample_batch(self.policy, keys, prompts, self.sampling)
 
     def _trainers(self, problems: Sequence[Problem], prompts: Sequence[Tokens]) -> list[list[Response]]:
         """By the trainer's own generation; its draws are seeded here and leave the trainer's random state alone."""

@@ -19,7 +19,7 @@ from gradalign.problems.schema import fingerprint, normalised
 from gradalign.processes import Processes
 from gradalign.selection import Size, find_strategy
 from gradalign.trainers.trl.config import GradAlignConfig
-from gradalign.trainers.trl.dataset import Problems
+from gradalign.trainers.trl.dataset import Problems, column
 
 
 def with_length(args: GradAlignConfig, problems: int) -> GradAlignConfig:
@@ -72,9 +72,12 @@ def find_validation(args: GradAlignConfig, pool: Problems, dataset: Dataset | No
 
 def warn_of_contamination(pool: Problems, test: Any) -> None:
     """Warn where problems that may be trained on are also tested on."""
-    held = {normalised(prompt) for prompt in pool.dataset["prompt"]}
-    for other in test.values() if isinstance(test, dict) else [test]:
-        shared = sum(normalised(prompt) in held for prompt in other["prompt"]) if isinstance(other, Dataset) else 0
+    others = [other for other in (test.values() if isinstance(test, dict) else [test]) if isinstance(other, Dataset)]
+    tested = [[normalised(prompt) for prompt in column(other, "prompt")] for other in others]
+    texts = {text for own in tested for text in own}
+    found = {text for prompt in column(pool.dataset, "prompt") if texts and (text := normalised(prompt)) in texts}
+    for own in tested:
+        shared = sum(text in found for text in own)
         if shared:
             warn(f"eval_dataset: {shared} of its problems are in train_dataset; what it says of them is of no use")
 

@@ -31,10 +31,11 @@ from gradalign.rollouts.references import reference_groups
 from gradalign.trainers.trl.callbacks import FiniteGradients, Rounds, record
 from gradalign.trainers.trl.checkpoints import restore
 from gradalign.trainers.trl.config import GradAlignConfig
-from gradalign.trainers.trl.dataset import Problems
+from gradalign.trainers.trl.dataset import BLOCK, Problems
 from gradalign.trainers.trl.model import policy_of, require_whole, still
 from gradalign.trainers.trl.order import Places, Resumable
 from gradalign.trainers.trl.sampler import TrainerSampler, reward_identity
+from gradalign.trainers.trl.servers import follow
 from gradalign.trainers.trl.setup import (
     find_validation,
     make_curriculum,
@@ -107,7 +108,8 @@ class GradAlignTrainer(GRPOTrainer):
             self.add_callback(Rounds(self))
             if self.curriculum.plan.strategy.needs:  # too long prompts are found before anything is done
                 candidates, trusted = self._samplers(policy, 0)
-                candidates.prompts(self.pool)
+                for start in range(0, len(self.pool), BLOCK):
+                    candidates.prompts(self.pool[start : start + BLOCK])
                 asked = trusted.prompts(self.validation or [])
                 if self.curriculum.plan.strategy.needs_engine and args.reference_field is not None:
                     reference_groups(policy, self.validation or [], asked, args.reference_field)
@@ -156,6 +158,7 @@ class GradAlignTrainer(GRPOTrainer):
         start = time.perf_counter()
         with still(self) as policy:
             samplers = self._samplers(policy, number)
+            follow(self, policy, samplers)
             numbers = self.curriculum.begin(number, policy, samplers, self.progress)
         if self.curriculum.ended:
             if self.accelerator.is_main_process:
@@ -221,7 +224,7 @@ class GradAlignTrainer(GRPOTrainer):
     def _recycled(self, inputs: list[dict[str, Any]]) -> list[tuple[list[int], Rollout]]:
         """The rows' rollouts from scoring, with their prompts, while the policy is still the one that sampled them."""
         assert self.curriculum is not None
-        if not self.args.recycle:
+        if not self.args.recycle or not self.curriculum.groups:
             return []
         first = self._batch_number * self.args.batch_prompts % self.args.round_prompts
         served = self.curriculum.serve(self.places[first : first + self.args.batch_prompts], self.num_generations)

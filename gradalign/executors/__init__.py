@@ -1,0 +1,1 @@
+"""Work that is done elsewhere: by workers, each with a replica of the policy."""
