@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from datasets import Dataset
-from hypothesis import given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gradalign.errors import GradAlignError
@@ -66,7 +66,8 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@example([{}, {"b": {"x": False, "y": None}}, {"b": {"x": 0.0, "y": None}}])
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), VALUES, max_size=2), min_size=1, max_size=6))
 def test_blocks_give_the_columns_that_all_rows_at_once_would(rows: list[dict[str, Any]]) -> None:
     names = dict.fromkeys(name for row in rows for name in row)

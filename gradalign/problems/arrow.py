@@ -97,8 +97,21 @@ def _wider(one: pa.DataType, other: pa.DataType, name: str) -> pa.DataType:
     schemas = [pa.schema([(name, kind)]) for kind in (one, other)]
     try:
         return pa.unify_schemas(schemas, promote_options="permissive").field(name).type
-    except pa.ArrowException as error:
-        raise SeveralKindsError(name) from error
+    except pa.ArrowException as error:  # of values it may find a type all the same: decimals for truth among decimals
+        array = _array([_sample(one), _sample(other)])
+        if array is None:
+            raise SeveralKindsError(name) from error
+        return array.type
+
+
+def _sample(kind: pa.DataType) -> Any:
+    """A value for which Arrow would find this type, of those that JSON has."""
+    if pa.types.is_struct(kind):
+        return {field.name: _sample(field.type) for field in kind}
+    if pa.types.is_list(kind):
+        return [_sample(kind.value_type)]
+    known = {pa.bool_(): False, pa.int64(): 0, pa.float64(): 0.0, pa.string(): ""}
+    return known.get(kind)
 
 
 def _of_kind(values: list[Any], name: str, kind: pa.DataType) -> pa.Array:
