@@ -70,7 +70,8 @@ def connected(address: str | None) -> Iterator[Any]:
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         where = "Ray cannot be started here" if address is None else f"no Ray cluster answers at {address!r}"
         raise GradAlignError(
-            f"option --ray-address: {where} ({said}); see `ray status`, or leave the option out to start one"
+            f"option --ray-address: {where} ({said}); see `ray status`, set RAY_AUTH_MODE=token "
+            "where the cluster has a token, or leave the option out to start Ray on this machine"
         ) from error
     try:
         yield ray
