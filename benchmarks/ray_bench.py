@@ -25,6 +25,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -129,15 +130,17 @@ def kills(policy: Policy) -> dict[str, Any]:
     cluster = Cluster(initialize_head=True, head_node_args={**MACHINE, "_system_config": CALM})
     cluster.add_node(**MACHINE)
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as made, ray_executor(SPEC, Needs(), workers=2) as executor:
         folder = Path(made)
         local = _run(policy, None, folder / "local")
         start = time.perf_counter()
         same = _run(policy, executor, folder / "undisturbed") == local
         whole = time.perf_counter() - start
-        for number in range(KILLS):
-            what, share = ("worker", "machine")[number % 2], rng.uniform(0.05, 0.85)
+        for number in count():
+            if len(rows) == KILLS:
+                break
+            what, share = ("worker", "machine")[len(rows) % 2], rng.uniform(0.05, 0.85)
             lost: list[str] = []
 
             def harm(what: str = what, lost: list[str] = lost) -> None:
@@ -151,8 +154,10 @@ def kills(policy: Policy) -> dict[str, Any]:
             timer.start()
             tables = _run(policy, executor, folder / str(number))
             timer.cancel()
-            rows.append({"lost": what, "after_seconds": round(share * whole, 2), "happened": bool(lost),
-                         "same_rollouts": tables[0] == local[0], "same_alignments": tables[1] == local[1]})  # fmt: skip
+            if not lost:  # it ended before
+                continue
+            rows.append({"lost": what, "after_seconds": round(share * whole, 2), "same_rollouts": tables[0] == local[0],
+                         "same_alignments": tables[1] == local[1]})  # fmt: skip
             print(rows[-1], flush=True)
             if lost == ["machine"]:
                 cluster.add_node(**MACHINE)

@@ -24,8 +24,10 @@ from gradalign.executors.worker import Outcome, Worker
 
 AT_ONCE = 2
 """Batches that a worker has, the one it does included."""
-PATIENCE = 300.0
-"""Seconds without any worker after which a run gives up."""
+PATIENCE, SHORT = 300.0, 60.0
+"""Seconds without any worker after which a run gives up; seconds where workers are lost over loading."""
+LONGEST = 30.0
+"""Seconds between two attempts to start workers, at most: a machine's loss may not be known everywhere yet."""
 
 
 @dataclass(eq=False, slots=True)
@@ -65,6 +67,8 @@ class RayExecutor:
         self._remote = ray.remote(Worker).options(**options, max_restarts=0, max_task_retries=0)
         self._hands: list[Hand] = []
         self._failures = 0  # workers in a row that were lost while they loaded
+        self._again = 0.0  # when others may be started
+        self._seen = time.monotonic()  # when there was a worker
         self._jobs = 0
         self._said: set[str] = set()
 
@@ -74,10 +78,9 @@ class RayExecutor:
         Raises:
             GradAlignError: the policy cannot be loaded; no worker can be had.
         """
-        self._fill()
-        since = time.monotonic()
         while not any(hand.loaded is None for hand in self._hands):
-            for hand in self._ready(since):
+            self._fill()
+            for hand in self._ready():
                 self._take_in(hand)
 
     def each(self, job: Job[T, R], batches: Sequence[Sequence[T]]) -> Iterator[tuple[int, list[R | None]]]:
@@ -89,18 +92,16 @@ class RayExecutor:
         pieces = Pieces(batches, job.name)
         sent = [self.ray.put(job)]
         self._jobs += 1
-        working = time.monotonic()
+        self._seen = time.monotonic()
         try:
             while pieces.unfinished:
                 self._fill()
                 self._send(pieces, sent)
-                for hand in self._ready(working):
+                for hand in self._ready():
                     if hand.loaded is not None:
                         self._take_in(hand)
                     else:
                         yield from self._results(hand, pieces)
-                if any(hand.loaded is None for hand in self._hands):
-                    working = time.monotonic()
         finally:
             for hand in [hand for hand in self._hands if hand.under_way]:  # the run ends, or this job does
                 self._let_go(hand)
@@ -113,7 +114,7 @@ class RayExecutor:
     def _fill(self) -> None:
         """Start workers in the place of those that were lost."""
         threads = max(1, self.needs.cpus)
-        while len(self._hands) < self.workers:
+        while len(self._hands) < self.workers and time.monotonic() >= self._again:
             actor = self._remote.remote(threads, os.getcwd(), [place for place in sys.path if place])
             self._hands.append(Hand(actor, actor.load.remote(self.spec)))
 
@@ -127,18 +128,27 @@ class RayExecutor:
                     result = hand.actor.work.remote(self._jobs, sent, piece.items, piece.cut)
                     hand.under_way.append((result, piece))
 
-    def _ready(self, since: float) -> list[Hand]:
+    def _ready(self) -> list[Hand]:
         """Workers that have something to tell; waits a second at most."""
         waited = {hand.next: hand for hand in self._hands if hand.next is not None}
+        if not waited:
+            time.sleep(1.0)
+            return []
         found, _ = self.ray.wait(list(waited), num_returns=len(waited), timeout=0)
         if not found:
             found, _ = self.ray.wait(list(waited), num_returns=1, timeout=1.0)
-        if not found and time.monotonic() - since > PATIENCE and all(hand.loaded is not None for hand in self._hands):
+        if not found and self._without() > PATIENCE:
             raise GradAlignError(
                 f"option --executor ray: no worker could be started within {PATIENCE:.0f} s (each takes "
                 f"{self.needs.cpus} CPUs and {self.needs.gpus:g} GPUs); see `ray status` for what the cluster has free"
             )
         return [waited[reference] for reference in found]
+
+    def _without(self) -> float:
+        """Seconds since there was a worker that had loaded its replica."""
+        if any(hand.loaded is None for hand in self._hands):
+            self._seen = time.monotonic()
+        return time.monotonic() - self._seen
 
     def _take_in(self, hand: Hand) -> None:
         """A worker has loaded its replica, or was lost over it."""
@@ -153,7 +163,8 @@ class RayExecutor:
         if outcome.memory is not None:
             self._let_go(hand)
             self._failures += 1
-            if self._failures >= TRIES and all(other.loaded is not None for other in self._hands):
+            self._again = time.monotonic() + min(LONGEST, 2.0**self._failures)
+            if self._failures >= TRIES and self._without() > SHORT:
                 raise GradAlignError(
                     f"option --executor ray: {self._failures} workers in a row were lost while they loaded the policy "
                     f"({outcome.memory}); a replica may need more memory than there is: take fewer --workers"
