@@ -66,6 +66,7 @@ ENGINES: dict[str, dict[str, Any]] = {
     "forward-mode": {"engine": "directional", "difference": "forward-mode"},
     "sketch": {"engine": "sketch"},
     "sketch, contributions": {"engine": "sketch", "contributions": True, "sketching": Sketching("last:1")},
+    "sketch, one-sided": {"engine": "sketch", "contributions": True, "difference": "one-sided"},
     "sketch, unprojected": {"engine": "sketch", "sketching": Sketching("all", "none")},
     "learnalign": {"engine": "sketch", "wanted": frozenset({"learnalign", "near", "sources"})},
     "reference": {"engine": "reference"},
