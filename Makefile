@@ -8,13 +8,16 @@ VERL := .venv-verl
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
 
-.PHONY: demo test check format clean verl-check
+.PHONY: demo test coverage check format clean verl-check
 
 demo: $(VENV)/core
 	$(BIN)/gradalign demo --out runs/demo
 
 test: check
-	$(BIN)/python -m pytest -n auto --dist worksteal --cov=gradalign --cov-report=term --durations=10
+	$(BIN)/python -m pytest -n auto --dist worksteal --durations=10
+
+coverage: check
+	$(BIN)/python -m pytest -n auto --dist worksteal --cov=gradalign --cov-report=term
 
 check: $(VENV)/test
 	$(BIN)/ruff check .
