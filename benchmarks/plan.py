@@ -1,6 +1,6 @@
 """What `gradalign plan` predicts against what runs take: seconds by stage, for the demo and for SmolLM2.
 
-    python examples/smollm2_mawps/prepare.py MAWPS_FOLDER runs/plan/data
+    python examples/smollm2_mawps/prepare.py MAWPS_FOLDER runs/plan/data 64
     python benchmarks/plan.py MODEL_FOLDER
 
 MODEL_FOLDER is SmolLM2-135M-Instruct. Every case is planned just before it is run, in this process; response lengths
