@@ -285,6 +285,21 @@ def test_a_recipe_without_a_validation_set_is_named(capsys: pytest.CaptureFixtur
     assert "option --validation-size is missing" in capsys.readouterr().err
 
 
+def test_rows_that_are_skipped_stop_no_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pool = tmp_path / "pool.jsonl"
+    pool.write_text('{"prompt": "1+1=", "answer": "2"}\n{"prompt": "1+2=", \n{"prompt": "1+3=", "answer": "4"}\n')
+    assert main(["plan", *SELECT, "--pool", str(pool)]) == 2
+    assert "pool.jsonl:2" in capsys.readouterr().err
+    planned([*SELECT, "--pool", str(pool), "--on-bad-problem", "skip"], capsys)
+
+
+def test_a_row_of_several_lines_is_one_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pool = tmp_path / "pool.csv"
+    pool.write_text('prompt,answer\n"What is\n1+1?",2\n"What is\n\n1+2?",3\n')
+    plan = planned([*SELECT, "--pool", str(pool)], capsys)
+    assert plan["plans"][0]["rollouts"] == (2 + 16) * 16
+
+
 def test_memory_that_does_not_suffice_names_what_to_change(tmp_path: Path) -> None:
     config = json.loads((EMBEDDED / "config.json").read_text())
     config |= {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 40, "num_attention_heads": 64,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow.parquet as pq
 
@@ -15,7 +14,7 @@ from gradalign.problems.read import read_problems
 from gradalign.problems.readers import open_reader
 from gradalign.problems.readers.files import DELIMITERS, File
 from gradalign.problems.schema import Problem
-from gradalign.rows import stop
+from gradalign.rows import Refuse, stop
 
 SAMPLE = 64
 """Problems whose prompts are looked at."""
@@ -40,7 +39,8 @@ def sized(spec: str, fields: FieldMap, skip: bool) -> Sized:
         pool = read_problems(spec, fields, skip)
         return Sized(len(pool), pool[:SAMPLE])
     names, some = fields.over(reader.fields), []
-    for number, row in itertools.islice(reader.rows(stop), SAMPLE):
+    refuse = _pass_over if skip else stop
+    for number, row in itertools.islice(reader.rows(refuse), SAMPLE):
         try:
             some.append(to_problem(row, names, f"{reader.label}:{number}", reader.stem))
         except GradAlignError:
@@ -48,12 +48,20 @@ def sized(spec: str, fields: FieldMap, skip: bool) -> Sized:
                 raise
     if not some:
         raise GradAlignError(f"{reader.label}: holds no problem; write one problem a row")
-    return Sized(_rows(reader.path), some)
+    return Sized(_rows(reader, refuse), some)
 
 
-def _rows(path: Path) -> int:
-    """Rows of a file: Parquet tells them, of others lines are counted that are not empty."""
+def _pass_over(error: GradAlignError) -> None:
+    """A row that cannot be used, where such rows are left out."""
+
+
+def _rows(reader: File, refuse: Refuse) -> int:
+    """Rows of a file: Parquet tells them, tables of text are read (a row may have several lines), and of other files
+    lines are counted that are not empty."""
+    path = reader.path
     if path.suffix == ".parquet":
         return int(pq.ParquetFile(path).metadata.num_rows)
+    if path.suffix in DELIMITERS:
+        return sum(1 for _ in reader.rows(refuse))
     with path.open("rb") as file:
-        return sum(bool(line.strip()) for line in file) - (path.suffix in DELIMITERS)
+        return sum(bool(line.strip()) for line in file)
