@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from gradalign.rewards.base import Reward
 from gradalign.rewards.find import find_reward
 from gradalign.trainers.verl.checkpoints import TRACKER, last_step
 from gradalign.trainers.verl.chosen import Selection, is_training, read_chosen
-from gradalign.trainers.verl.settings import check_overrides, quoted
+from gradalign.trainers.verl.settings import ask, check_overrides, quoted
 from tests.conftest import Ran, spawn
 
 OURS = [
@@ -355,3 +356,9 @@ def test_overrides_are_named_and_quoted_as_hydra_takes_them() -> None:
         check_overrides(["a b"])
     assert quoted("/plain/path-1.0") == "/plain/path-1.0"
     assert quoted("/with space, and 'quotes'") == r"'/with space, and \'quotes\''"
+
+
+@pytest.mark.skipif(find_spec("verl") is not None, reason="verl is here")
+def test_a_python_without_verl_is_told_what_it_lacks() -> None:
+    with pytest.raises(GradAlignError, match=r"^option --verl-python: .*: No module named '\w+'; install verl and its"):
+        ask(sys.executable, [])

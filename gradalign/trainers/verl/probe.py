@@ -3,7 +3,8 @@
     python -m gradalign.trainers.verl.probe OVERRIDE ...
 
 Composes and validates the configuration as ``verl.trainer.main_ppo`` does. The last line printed is JSON: ``{"verl":
-version, "settings": {name: value}}``, or ``{"error": one line}`` with exit status 1.
+version, "settings": {name: value}}``; or, with exit status 1, ``{"lacking": what cannot be imported}`` or ``{"error":
+one line}``.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ def main(overrides: Sequence[str]) -> int:
         importlib.import_module("gradalign.trainers.verl.dataset")
         answer: dict[str, Any] = {"verl": importlib.metadata.version("verl"), "settings": composed(overrides)}
     except ImportError as error:
-        answer = {"error": f"{error}; install verl and its requirements there"}
+        answer = {"lacking": str(error)}
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         answer = {"error": " ".join(lines) or type(error).__name__}
     print(f"\n{json.dumps(answer)}", flush=True)
-    return int("error" in answer)
+    return int("settings" not in answer)
 
 
 def composed(overrides: Sequence[str]) -> dict[str, Any]:

@@ -171,6 +171,11 @@ def ask(python: str, overrides: Sequence[str]) -> Settings:
         known = answer.keys() if isinstance(answer, dict) else ()
     except ValueError:
         known = ()
+    if "lacking" in known:
+        raise GradAlignError(
+            f"option --verl-python: {python}: {answer['lacking']}; install verl and its requirements there, or name "
+            "the Python that has them"
+        )
     if "error" in known:
         raise GradAlignError(f"verl refuses its configuration: {answer['error']}")
     if "settings" not in known:
