@@ -24,7 +24,8 @@ def memory(recipe: Recipe, setting: Setting) -> dict[str, dict[str, float]]:
         lasting["optimiser"] = 8.0 * model.covered
     found: dict[str, dict[str, float]] = {}
     if recipe.sampled:
-        rows = min(recipe.batch_rollouts, recipe.rollouts * recipe.looked)
+        most = max(recipe.rollouts * recipe.looked, recipe.validation_rollouts * recipe.validation)
+        rows = min(recipe.batch_rollouts, most)
         found["sampling"] = lasting | _sampling(recipe, setting, rows)
     if recipe.followed:
         lengths = group_of(setting, own, recipe.rollouts)

@@ -176,6 +176,8 @@ class VerlRun:
         policy, samplers = self.look(str(exported) if number else plan.model)
         known = curriculum.begin(number, policy, samplers, self.progress)
         if curriculum.ended is not None:
+            if number:
+                shutil.rmtree(exported)
             return False
         plan.checkpoints.mkdir(parents=True, exist_ok=True)
         curriculum.save(plan.checkpoints, policy)  # from here on the round is chosen
