@@ -343,3 +343,7 @@ def test_without_ray_the_pip_command_is_named(asked: Run, monkeypatch: pytest.Mo
 def test_options_of_ray_without_it_are_refused(asked: Run) -> None:
     for option, value in (("workers", 2), ("ray-address", "auto"), ("worker-cpus", 2), ("worker-gpus", 0.5)):
         assert f"--{option} is of --executor ray" in asked(f"--{option}", value).error
+
+
+def test_a_share_of_several_gpus_is_refused(asked: Run) -> None:
+    assert "--worker-gpus: 1.5: take a share of one GPU" in asked("--executor", "ray", "--worker-gpus", 1.5).error
