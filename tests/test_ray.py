@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -24,6 +25,7 @@ from gradalign.errors import GradAlignError
 from gradalign.executors.base import PolicySpec
 from gradalign.executors.cluster import Needs, room
 from gradalign.executors.ray import RayExecutor, ray_executor
+from gradalign.executors.worker import Outcome
 from gradalign.policy.load import Policy
 from gradalign.policy.objective import Objective
 from gradalign.problems.embedded import make_pool
@@ -250,6 +252,53 @@ def test_a_model_that_a_machine_lacks_is_one_line_that_names_the_machine(cluster
         pass
 
 
+def test_a_worker_that_is_lost_after_a_long_time_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Quick:
+        """Ray whose results are there at once, ten seconds each; one worker is lost, the next one loads for a while."""
+
+        exceptions = ray.exceptions
+        now, actors, loading = 0.0, 0, 0
+
+        def remote(self, _: Any) -> Any:
+            return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self.actor))
+
+        def actor(self, *_: Any) -> Any:
+            self.actors += 1
+            self.loading = 3 if self.actors == 2 else 0
+            load = SimpleNamespace(remote=lambda _: "load")
+            work = SimpleNamespace(remote=lambda job, sent, items, cut: (self.actors, items[0]))
+            return SimpleNamespace(load=load, work=work)
+
+        def put(self, job: Any) -> Any:
+            return job
+
+        def kill(self, actor: Any) -> None:
+            """It is gone."""
+
+        def wait(self, references: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+            if self.loading:
+                self.now, self.loading = self.now + timeout, self.loading - 1
+                return [], references
+            self.now += 10.0
+            return references, []
+
+        def get(self, reference: Any) -> Outcome:
+            if reference == "load":
+                return Outcome(("weights", "float32"))
+            if reference == (1, 50):
+                raise ray.exceptions.RayActorError
+            return Outcome([reference[1]])
+
+    quick = Quick()
+    clock = SimpleNamespace(monotonic=lambda: quick.now, sleep=lambda seconds: None)
+    monkeypatch.setattr("gradalign.executors.ray.time", clock)
+    made = RayExecutor(quick, SPEC, 1, Needs(1, 0.0))
+    made.start()
+    job: Any = SimpleNamespace(name=str)
+    assert dict(made.each(job, [[number] for number in range(60)])) == {number: [number] for number in range(60)}
+    assert quick.actors == 2
+
+
 def test_room_is_counted_machine_by_machine() -> None:
     class Machines:
         def __init__(self, *resources: dict[str, float]) -> None:
@@ -294,3 +343,7 @@ def test_without_ray_the_pip_command_is_named(asked: Run, monkeypatch: pytest.Mo
 def test_options_of_ray_without_it_are_refused(asked: Run) -> None:
     for option, value in (("workers", 2), ("ray-address", "auto"), ("worker-cpus", 2), ("worker-gpus", 0.5)):
         assert f"--{option} is of --executor ray" in asked(f"--{option}", value).error
+
+
+def test_a_share_of_several_gpus_is_refused(asked: Run) -> None:
+    assert "--worker-gpus: 1.5: take a share of one GPU" in asked("--executor", "ray", "--worker-gpus", 1.5).error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,10 @@ from peft import LoraConfig
 
 from gradalign.errors import GradAlignError
 from gradalign.policy.load import EMBEDDED, load_policy
+from gradalign.processes import Processes
+from gradalign.rollouts.agreement import Agreement
 from gradalign.rollouts.table import read_rollouts
+from gradalign.trainers.trl.servers import follow
 from tests.model_server import ModelServer, served
 from tests.test_server_sampler import own_logprobs, stored
 from tests.trl_run import trainer
@@ -29,6 +33,38 @@ def test_every_round_is_sampled_with_the_weights_as_they_are_then(tmp_path: Path
     assert first[0].policy != second[0].policy == given.fingerprint
     assert np.abs(stored(second) - own_logprobs(given, second)).max() < 1e-4
     assert np.abs(stored(first) - own_logprobs(given, first)).mean() > 1e-3
+
+
+def test_other_processes_ask_none_but_servers_that_the_first_has_given_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Second:
+        """The second of two processes, whose first one says what ``says`` is."""
+
+        first = False
+        says: Any = None
+
+        def together(self, work: Any) -> list[Any]:
+            if isinstance(self.says, GradAlignError):
+                work()
+                raise self.says
+            return [self.says, work()]
+
+    second = Second()
+    monkeypatch.setattr(Processes, "current", lambda: second)
+    curriculum = SimpleNamespace(plan=SimpleNamespace(strategy=SimpleNamespace(needs=True)))
+    sampler: Any = SimpleNamespace(engine=None)
+    with served(ModelServer(EMBEDDED)) as stale, served(ModelServer(EMBEDDED)) as loaded:
+        args = SimpleNamespace(
+            sampler="server", endpoints=[stale.url, loaded.url], concurrency=4, output_dir=str(tmp_path)
+        )
+        made: Any = SimpleNamespace(args=args, curriculum=curriculum, pool=[])
+        second.says = [loaded.url], Agreement(loaded.url, 0.0, 1, 0.1, False)
+        follow(made, load_policy("embedded", device="cpu"), [sampler])
+        assert [server.root for server in sampler.engine.engine.fleet.servers] == [loaded.url]
+    second.says = GradAlignError("its policy is stale")  # no process may stop before all know
+    with pytest.raises(GradAlignError, match="its policy is stale"):
+        follow(made, load_policy("embedded", device="cpu"), [sampler])
 
 
 def test_a_server_that_does_not_load_them_stops_the_run(tmp_path: Path) -> None:

@@ -71,6 +71,8 @@ class ExecutorOptions(PolicyOptions):
         if self.executor == "local" and given:
             option = given[0].replace("_", "-")
             raise ValueError(f"option --{option} is of --executor ray; add that, or leave the option out")
+        if self.worker_gpus is not None and self.worker_gpus > 1 and not self.worker_gpus.is_integer():
+            raise ValueError(f"option --worker-gpus: {self.worker_gpus:g}: take a share of one GPU, or whole ones")
         return self
 
     @contextlib.contextmanager

@@ -130,6 +130,7 @@ class RayExecutor:
 
     def _ready(self) -> list[Hand]:
         """Workers that have something to tell; waits a second at most."""
+        without = self._without()  # noted however quickly results come
         waited = {hand.next: hand for hand in self._hands if hand.next is not None}
         if not waited:
             time.sleep(1.0)
@@ -137,7 +138,7 @@ class RayExecutor:
         found, _ = self.ray.wait(list(waited), num_returns=len(waited), timeout=0)
         if not found:
             found, _ = self.ray.wait(list(waited), num_returns=1, timeout=1.0)
-        if not found and self._without() > PATIENCE:
+        if not found and without > PATIENCE:
             raise GradAlignError(
                 f"option --executor ray: no worker could be started within {PATIENCE:.0f} s (each takes "
                 f"{self.needs.cpus} CPUs and {self.needs.gpus:g} GPUs); see `ray status` for what the cluster has free"

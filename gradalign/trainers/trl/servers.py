@@ -12,7 +12,7 @@ from gradalign.policy.load import Policy
 from gradalign.processes import Processes
 from gradalign.rollouts.agreement import Agreement
 from gradalign.rollouts.engine import PROBES, EngineSampling, verified
-from gradalign.rollouts.server import connect
+from gradalign.rollouts.server import ServerEngine, connect
 
 if TYPE_CHECKING:
     from gradalign.trainers.trl.sampler import TrainerSampler
@@ -27,7 +27,8 @@ TIMEOUT = 600.0
 def follow(trainer: GradAlignTrainer, policy: Policy, samplers: Sequence[TrainerSampler]) -> None:
     """Let servers sample for ``samplers``, where the configuration says so: with the weights as they are now.
 
-    The first process writes them and has the servers load them; then each process asks for itself.
+    The first process writes them and has the servers load them; then each process asks for itself, and none but servers
+    that have loaded them.
 
     Raises:
         GradAlignError: nobody is there; a server does not load the weights, or is another policy all the same; the
@@ -43,23 +44,28 @@ def follow(trainer: GradAlignTrainer, policy: Policy, samplers: Sequence[Trainer
             "sampler policy"
         )
     processes, folder = Processes.current(), Path(args.output_dir or ".") / WEIGHTS
-    engine = connect(args.endpoints or [], args.concurrency, TIMEOUT)
+    own: list[ServerEngine] = []
 
-    def given() -> Agreement | None:
+    def given() -> tuple[list[str], Agreement] | None:
         if not processes.first:
             return None
+        engine = connect(args.endpoints or [], args.concurrency, TIMEOUT)
         with replacing_folder(folder) as part:
             policy.model.save_pretrained(part)
             policy.tokenizer.save_pretrained(part)
         engine.load(folder)
+        own.append(engine)
         problems = trainer.pool[:PROBES]
         keys, prompts = [problem.key for problem in problems], samplers[0].prompts(problems)
         try:
-            return verified(engine, policy, keys, prompts, samplers[0].sampling).agreement
+            agreement = verified(engine, policy, keys, prompts, samplers[0].sampling).agreement
         except GradAlignError as error:
             raise GradAlignError(f"{error} (it says that it has loaded {folder})") from error
+        return [server.root for server in engine.fleet.servers if not server.dead], agreement
 
-    agreement = processes.together(given)[0]
-    assert agreement is not None
+    told = processes.together(given)[0]
+    assert told is not None
+    fit, agreement = told
+    processes.together(lambda: None if own else own.append(connect(fit, args.concurrency, TIMEOUT)))
     for sampler in samplers:
-        sampler.engine = EngineSampling(engine, agreement)
+        sampler.engine = EngineSampling(own[0], agreement)
