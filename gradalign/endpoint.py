@@ -17,6 +17,8 @@ FIRST_WAIT, LONGEST_WAIT, LONGEST_ASKED = 0.5, 60.0, 600.0
 """Seconds before the first repetition, before any, and before one whose time the server names."""
 PASSING = (408, 409, 425, 429)
 """Statuses that a later request may not meet, as well as all from 500 on."""
+BUSY = (429, 503)
+"""Statuses that say nothing of the request: the server has too much to do."""
 OWN = (400, 413, 422)
 """Statuses that say something of the one request: it is too long for the model, or what it asks about is barred."""
 
@@ -30,11 +32,11 @@ class RefusedError(Exception):
 
 
 class PassingError(Exception):
-    """What another try may mend; ``wait`` is the server's wish in seconds."""
+    """What another try may mend; ``wait`` is the server's wish in seconds, ``busy`` that it has too much to do."""
 
-    def __init__(self, message: str, wait: float | None = None) -> None:
+    def __init__(self, message: str, wait: float | None = None, busy: bool = False) -> None:
         super().__init__(message)
-        self.wait = wait
+        self.wait, self.busy = wait, busy
 
 
 def client(secret: str | None, timeout: float) -> httpx.AsyncClient:
@@ -65,7 +67,8 @@ async def exchange(client: httpx.AsyncClient, address: str, body: Any, timeout: 
         raise RefusedError(f"{address} is no address ({error})") from error
     said = " ".join(response.text.split())[:120]
     if response.status_code in PASSING or response.status_code >= 500:
-        raise PassingError(f"{address} answered {response.status_code} ({said})", _wish(response))
+        busy = response.status_code in BUSY
+        raise PassingError(f"{address} answered {response.status_code} ({said})", _wish(response), busy)
     if response.status_code != 200:
         raise RefusedError(f"{address} answered {response.status_code} ({said})", response.status_code in OWN)
     try:

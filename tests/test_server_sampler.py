@@ -303,6 +303,24 @@ def test_failures_that_pass_cost_nothing_but_time(server: ModelServer, embedded:
     assert len(groups) == len(calm)
 
 
+def test_a_server_that_takes_few_at_a_time_is_asked_until_all_is_done(
+    server: ModelServer, embedded: Policy, tmp_path: Path
+) -> None:
+    engine = checked(embedded, server.url)
+    calm = collect(sampler(embedded, engine), PROBLEMS, tmp_path / "calm.parquet")
+    refused: list[int] = []
+
+    def one_in_four(number: int, body: dict[str, Any], answer: Answer) -> Answer:
+        refused.append(body["seed"])
+        return answer if number % 4 == 0 else (429, {"retry-after": "0"}, "slow down")
+
+    server.spoil = one_in_four
+    groups = collect(sampler(embedded, engine), PROBLEMS, tmp_path / "busy.parquet")
+    assert (tmp_path / "busy.parquet").read_bytes() == (tmp_path / "calm.parquet").read_bytes()
+    assert len(groups) == len(calm)
+    assert max(map(refused.count, refused)) > 7  # one request was sent away more often than a failing one would be
+
+
 def test_a_response_that_the_server_never_gives_is_named(server: ModelServer, embedded: Policy, tmp_path: Path) -> None:
     engine = checked(embedded, server.url)
     poison = PROBLEMS[3]

@@ -114,10 +114,11 @@ class Fleet:
                     server.failures = 0
                 except PassingError as error:
                     _go_on(server, servers, error, server.fail(error, asked_at))
-                    if failed + 1 >= TRIES * len(servers):
+                    failed += not error.busy
+                    if failed >= TRIES * len(servers):
                         where = f"problem {requests[number].key!r}"
-                        raise GradAlignError(f"{where}: {error}, tried {failed + 1} times; mend the server") from error
-                    waiting.put_nowait((number, failed + 1))
+                        raise GradAlignError(f"{where}: {error}, tried {failed} times; mend the server") from error
+                    waiting.put_nowait((number, failed))
                 waiting.task_done()
 
         async with client(self.secret, self.timeout) as session:
@@ -141,7 +142,7 @@ class Fleet:
         except PassingError as error:
             if error.args[0].startswith(address):
                 raise
-            raise PassingError(f"{address} {error}", error.wait) from error
+            raise PassingError(f"{address} {error}", error.wait, error.busy) from error
         except UnfitError as error:
             raise GradAlignError(f"{address} {error}") from error
         except RefusedError as error:
