@@ -1,10 +1,14 @@
-"""Pictures of the regimes: python benchmarks/regimes/plot.py writes docs/regimes-BED.png for every BED.json here."""
+"""Pictures and tables of the regimes' page, from every BED.json here: python benchmarks/regimes/plot.py
+
+Writes docs/regimes-BED.png, and in docs/regimes.md what is between ``<!-- BED -->`` and ``<!-- end -->``.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import matplotlib
@@ -17,19 +21,57 @@ ARMS = {
     "dot": ("#e07a1f", "--"), "accgreedy": ("#1f77b4", "--"), "random": ("#111827", "--"),
 }  # fmt: skip
 """Arm -> colour and line."""
+SHARES = {"unreliable_reward": "corrupted", "imbalance": "target", "low_utility": "useful"}
 
 
 def main() -> None:
-    """Draw every bed."""
+    """Draw every bed, and write its table into the page."""
     matplotlib.use("Agg")
+    docs = HERE.parents[1] / "docs"
+    page = docs / "regimes.md"
+    text = page.read_text(encoding="utf-8")
     for source in sorted(HERE.glob("*.json")):
-        draw(json.loads(source.read_text(encoding="utf-8")), HERE.parents[1] / "docs" / f"regimes-{source.stem}.png")
+        data = json.loads(source.read_text(encoding="utf-8"))
+        draw(data, docs / f"regimes-{source.stem}.png")
+        begin = f"<!-- {source.stem} -->\n"
+        text = re.sub(f"{begin}.*?<!-- end -->", f"{begin}{table(data)}<!-- end -->", text, flags=re.DOTALL)
+    page.write_text(text, encoding="utf-8")
+
+
+def table(data: dict[str, Any]) -> str:
+    """A line an arm: medians over its seeds, and every seed's final accuracy."""
+    told, rounds = SHARES[data["regime"]], data["setting"]["rounds"]
+    seeds = sorted({row["seed"] for row in data["rows"]})
+    start = median(row["accuracy"][0] for row in data["rows"])
+    lines = [
+        f"Seeds {', '.join(map(str, seeds))}; {start:.3f} before training.", "",
+        f"| arm | final accuracy | {told} share, first round | all rounds | rollouts in all |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for arm in ARMS:
+        rows = sorted((row for row in data["rows"] if row["arm"] == arm), key=lambda row: row["seed"])
+        if not rows:
+            continue
+        final = [row["final_accuracy"] for row in rows]
+        first = median(row["chosen_share"][0] for row in rows)
+        shares = median(mean(row["chosen_share"][:rounds]) for row in rows)
+        spent = median(row["rollouts"] for row in rows)
+        lines.append(f"| `{arm}` | {_each(final)} | {first:.2f} | {shares:.2f} | {spent:,.0f} |")
+        if arm == "random":  # up to what the default has spent at its end
+            most = median(row["rollouts"] for row in data["rows"] if row["arm"] == "guarded")
+            ends = [sum(spent <= most for spent in row["rollouts_at"]) for row in rows]
+            longer = [mean(row["accuracy"][end - 2 : end]) for row, end in zip(rows, ends, strict=True)]
+            spent = median(row["rollouts_at"][end - 1] for row, end in zip(rows, ends, strict=True))
+            lines.append(f"| `random`, trained on | {_each(longer)} | | | {spent:,.0f} |")
+    return "\n".join([*lines, ""])
+
+
+def _each(values: list[float]) -> str:
+    return f"{median(values):.3f} ({', '.join(f'{value:.3f}' for value in values)})"
 
 
 def draw(data: dict[str, Any], out: Path) -> None:
     """Accuracy by step, accuracy by rollouts, and the share of the choice by round: medians, bands over the seeds."""
     figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.4))
-    shares = {"unreliable_reward": "corrupted", "imbalance": "target", "low_utility": "useful"}
     setting = data["setting"]
     for arm, (colour, style) in ARMS.items():
         rows = [row for row in data["rows"] if row["arm"] == arm]
@@ -47,7 +89,7 @@ def draw(data: dict[str, Any], out: Path) -> None:
         axis.set_xlabel(label)
         axis.grid(alpha=0.25)
     axes[0].set_ylabel("test accuracy")
-    axes[2].set_ylabel(f"{shares[data['regime']]} share of the choice")
+    axes[2].set_ylabel(f"{SHARES[data['regime']]} share of the choice")
     axes[2].set_ylim(-0.02, 1.02)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
