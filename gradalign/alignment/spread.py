@@ -87,9 +87,12 @@ class ScoringJob:
     direction: Direction | None = None
 
     def replica(self, policy: Policy, cut: int, packed: bool) -> Replica:
-        """The worker's scorer; its passes are smaller by 4 for every ``cut``."""
-        tokens = max(1, self.options["batch_tokens"] >> 2 * cut)
-        return Replica(policy, **self.options | {"batch_tokens": tokens}, packed=packed)
+        """The worker's scorer; see `smaller`."""
+        return Replica(policy, **self.smaller(cut), packed=packed)
+
+    def smaller(self, cut: int) -> dict[str, Any]:
+        """The options, with passes smaller by 4 for every ``cut``."""
+        return self.options | {"batch_tokens": max(1, self.options["batch_tokens"] >> 2 * cut)}
 
     def along(self, policy: Policy) -> Direction:
         """The direction, beside the policy."""
@@ -121,8 +124,7 @@ class Following(ScoringJob):
 
     def begin(self, policy: Policy, cut: int) -> Callable[[Sequence[tuple[Groups, Groups]]], list[Direction]]:
         """See `Job`."""
-        tokens = max(1, self.options["batch_tokens"] >> 2 * cut)
-        scorer = Scorer(policy, **self.options | {"batch_tokens": tokens, "offload": False})
+        scorer = Scorer(policy, **self.smaller(cut) | {"offload": False})
         return lambda items: [scorer.direction(validation, silent, references) for validation, references in items]
 
     def name(self, item: tuple[Groups, Groups]) -> str:
