@@ -6,7 +6,7 @@ r"""Do the first two regimes look the same on a real model? SmolLM2-135M-Instruc
 Bed ``coins``: MAWPS problems, half of the pool paid by a fair coin, another half for every seed. Bed ``imbalance``:
 MAWPS is the validation and the test set and a tenth of the pool, sums of one to three numbers are the rest. Goes on
 where it was interrupted, run by run; several processes share the work. What `gradalign bench regimes` measures, in its
-form; hours on a CPU.
+form. A run takes a minute or two of a large card, and the better part of an hour of two cores of a CPU.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,15 +37,19 @@ from gradalign.rewards.find import find_reward
 TEMPLATE = Path(__file__).parents[1] / "examples" / "smollm2_mawps" / "template.txt"
 ARMS = ("random", "accgreedy", "gradalign", "guarded", "nearest", "oracle")
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-SETTINGS = {
-    "max_completion_length": 24, "temperature": 0.7, "loss_type": "dapo", "beta": 0.0,
-    "per_device_train_batch_size": 16, "per_device_eval_batch_size": 64, "batch_rollouts": 128,
+SETTINGS = {"max_completion_length": 24, "temperature": 0.7, "loss_type": "dapo", "beta": 0.0, "bf16": False}
+SIZES = {
+    "cpu": {"per_device_train_batch_size": 16, "per_device_eval_batch_size": 64, "batch_rollouts": 128},
+    "cuda": {
+        "per_device_train_batch_size": 64, "per_device_eval_batch_size": 1024, "batch_rollouts": 1024, "use_cpu": False,
+    },
 }  # fmt: skip
+"""Device -> how much of the work is done at a time."""
 SETTING = {
-    "coins": Setting(Sizes(109, 40, 64, 0.5), 5, 4, 48, 16, 8, 8, 4, 64, 2e-4),
-    "imbalance": Setting(Sizes(240, 40, 64, 0.1), 5, 4, 120, 12, 8, 8, 4, 64, 2e-4),
+    "coins": Setting(Sizes(109, 40, 64, 0.5), 6, 6, 48, 16, 8, 16, 16, 64),
+    "imbalance": Setting(Sizes(240, 40, 64, 0.1), 6, 6, 120, 12, 8, 16, 16, 64),
 }
-"""Bed -> sizes; a run of five rounds of four steps."""
+"""Bed -> sizes; a run of six rounds of six steps."""
 
 
 class BenchOptions(Options):
@@ -64,18 +69,21 @@ def main() -> None:
     parser.add_argument("--bed", choices=list(SETTING), required=True)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
+    parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--device", choices=list(SIZES), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     options = BenchOptions(bed=given.bed, arms=tuple(given.arms), seeds=tuple(given.seeds), threads=given.threads)
     known = resolved("benchmarks/regimes_smollm2.py", options)
-    origin = {"commit": known["commit"], **known["versions"], "cpu": machine(torch.device("cpu"))["cpu"]}
-    setting = SETTING[given.bed]
-    subject = Subject(lambda: _policy(given.model), _beds(given.data), SETTINGS, LORA)
+    origin = {"commit": known["commit"], **known["versions"], **_machine(given.device)}
+    setting = replace(SETTING[given.bed], learning_rate=given.learning_rate)
+    settings = SETTINGS | SIZES[given.device]
+    subject = Subject(lambda: _policy(given.model, given.device), _beds(given.data), settings, LORA)
     facts = {
         "regime": subject.beds[given.bed][0], "bed": given.bed, "setting": identity(setting),
-        "policy": "SmolLM2-135M-Instruct", "lora": LORA, "trainer": SETTINGS,
+        "policy": "SmolLM2-135M-Instruct", "lora": LORA, "trainer": settings,
     }  # fmt: skip
     out = given.out or Path(__file__).parent / "regimes" / f"smollm2-{given.bed}.json"
     rows = Rows(out, facts, origin, finish_regimes)
@@ -85,9 +93,14 @@ def main() -> None:
     rows.refresh()
 
 
-def _policy(model: str) -> Policy:
+def _machine(device: str) -> dict[str, str]:
+    known = machine(torch.device(device))
+    return {name: known[name] for name in ("cpu", "card") if known[name] is not None}
+
+
+def _policy(model: str, device: str) -> Policy:
     """The model; a line break ends a response, too."""
-    policy = load_policy(model, dtype="float32", device="cpu")
+    policy = load_policy(model, dtype="float32", device=device)
     config, tokenizer = policy.model.generation_config, policy.tokenizer
     assert config is not None
     config.eos_token_id = [tokenizer.eos_token_id, *tokenizer.encode("\n", add_special_tokens=False)]

@@ -65,7 +65,7 @@ def test_scores_do_not_depend_on_how_the_work_is_cut(
 ) -> None:
     """Several groups in a pass, a group over several passes, the places and the vocabulary of a group in chunks."""
     with monkeypatch.context() as patch:
-        patch.setattr(passes, "LOGITS", {"cpu": logits})
+        patch.setitem(passes.LOGITS, "cpu", logits)
         patch.setattr(trunk, "BLOCK", {"cpu": block})
         assert exact_against_reference(policy_named(name), uneven_groups(), batch_tokens, packed=packed) < 1e-9
 

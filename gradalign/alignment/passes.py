@@ -24,8 +24,8 @@ from gradalign.policy.packing import Batch, Part, Row, batches_of, lay_out, rows
 
 Floats = NDArray[np.float64]
 T = TypeVar("T")
-LOGITS = {"cpu": 2**25}
-"""By device: logits of one group that are held at a time, at most; 2**28 on others."""
+LOGITS = {"cpu": 2**25, "cuda": 2**29}
+"""By device, others as cuda: logits of one group that are held at a time, at most."""
 
 
 @dataclass
@@ -238,7 +238,7 @@ class Passes:
         """
         place, target = batch.place[part.targets] - part.places.start, batch.target[part.targets]
         logprobs, back = torch.zeros_like(each), torch.zeros_like(hidden)
-        some = max(1, LOGITS.get(hidden.device.type, 2**28) // self.split.vocabulary)
+        some = max(1, LOGITS.get(hidden.device.type, LOGITS["cuda"]) // self.split.vocabulary)
         for start in range(0, len(hidden), some):
             within = ((place >= start) & (place < start + some)).nonzero()[:, 0]
             places = slice(start, start + some)

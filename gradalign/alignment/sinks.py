@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from gradalign.alignment import fused
 from gradalign.alignment.sums import Tensors
 from gradalign.policy.packing import Batch
 
@@ -104,6 +105,8 @@ class Reduce:
         self.even = padded.size <= 1.25 * lengths.sum()
         self.padded = torch.from_numpy(padded).to(ids.device)
         self.owner = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(ids.device)
+        self.ends = torch.from_numpy(lengths.cumsum()).to(ids.device)
+        self.starts = self.ends - torch.from_numpy(lengths).to(ids.device)
         self.carried: dict[int, torch.Tensor] = {}
         if tied is not None:  # rows of the output layer's gradient that the embedding's meets
             self.pairs = words, _ = self._pairs(ids)
@@ -137,6 +140,9 @@ class Reduce:
         if self.beside is not None:
             self.beside.matrix(index, a, b)
         along, size = self._along(index), a.shape[1] * b.shape[1]
+        if fused.takes(a, self.dtype):
+            self.sums += fused.reduce(a, b, along, self.starts, self.ends)
+            return
         if size <= SMALL.get(a.device.type, LARGE) and len(self.spans) > 1 and (a.device.type == "cpu" or self.even):
             a, b = self._by_group(a), self._by_group(b)
             some = max(1, TOGETHER.get(a.device.type, LARGE) // size)
@@ -184,10 +190,21 @@ class Reduce:
         """See `Sink`."""
         if self.beside is not None:
             self.beside.head(index, group, start, a, b, more)
+        rows = slice(start, start + a.shape[1])
+        if not more and index not in self.carried and fused.takes(a, self.dtype):
+            along = self._along(index)
+            if along is not None:
+                along = along[rows].reshape(a.shape[1], -1)
+            if index == self.tied:
+                here, words = self._words(group, rows)
+                self._met(b.shape[1])[here] += product(a[:, words - start], b, self.dtype)
+            ends = self.ends.new_full((1,), len(a))
+            self.sums[group] += fused.reduce(a, b, along, ends - len(a), ends)[0]
+            return
         own = product(a, b, self.dtype)
-        rows = slice(start, start + len(own))
         if index == self.tied:
-            self._meet(group, start, own)
+            here, words = self._words(group, rows)
+            self._met(b.shape[1])[here] += own[words - start]
         if more or index in self.carried:  # the group's gradient is whole with its last call only
             if index not in self.carried:
                 self.carried[index] = own.new_zeros(self.vocabulary, own.shape[1])
@@ -198,13 +215,17 @@ class Reduce:
             if index in self.carried:
                 own.zero_()
 
-    def _meet(self, group: int, start: int, own: torch.Tensor) -> None:
+    def _words(self, group: int, rows: slice) -> tuple[slice, torch.Tensor]:
+        """Which of the pairs are a group's tokens among some rows, and these tokens."""
         first, last = map(int, self.by_group[group : group + 2])
-        words = self.words[first:last]
-        low, high = (first + int(i) for i in np.searchsorted(words, (start, start + len(own))))
+        low, high = (first + int(i) for i in np.searchsorted(self.words[first:last], (rows.start, rows.stop)))
+        return slice(low, high), self.pairs[0][1, low:high]
+
+    def _met(self, width: int) -> torch.Tensor:
+        """(pairs, width) rows of the output layer's gradient that the embedding's meets."""
         if self.met is None:
-            self.met = own.new_zeros(self.pairs[0].shape[1], own.shape[1])
-        self.met[low:high] += own[self.pairs[0][1, low:high] - start]
+            self.met = torch.zeros(self.pairs[0].shape[1], width, dtype=self.dtype, device=self.sums.device)
+        return self.met
 
     def whole(self, index: int, gradient: torch.Tensor) -> None:
         """See `Sink`."""

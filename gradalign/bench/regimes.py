@@ -220,7 +220,7 @@ def _args(
     size = settings.get("per_device_train_batch_size", setting.batch)
     usual = {
         "per_device_train_batch_size": size, "gradient_accumulation_steps": setting.batch // size,
-        "per_device_eval_batch_size": 1024,
+        "per_device_eval_batch_size": 1024, "use_cpu": True,
     }  # fmt: skip
     return GradAlignConfig(
         str(folder / "run"), **own, **{**usual, **settings}, seed=seed, steps_per_round=setting.steps,
@@ -230,7 +230,7 @@ def _args(
         learning_rate=setting.learning_rate, lr_scheduler_type="constant", scale_rewards="none",
         gradient_checkpointing=False, eval_strategy="epoch", eval_on_start=True,
         num_generations_eval=setting.test_rollouts, save_strategy="no", logging_steps=setting.steps,
-        report_to="none", disable_tqdm=True, use_cpu=True,
+        report_to="none", disable_tqdm=True,
     )  # fmt: skip
 
 

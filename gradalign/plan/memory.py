@@ -91,7 +91,7 @@ def _passed(recipe: Recipe, setting: Setting, lengths: Lengths, backward: bool) 
     whole = max(1, min(recipe.batch_tokens // lengths.tokens, recipe.looked))  # groups that share a pass
     tokens = max(min(whole * lengths.tokens, recipe.batch_tokens), lengths.prompt + lengths.response)
     places = min(tokens, max(1, lengths.rollouts * lengths.response))
-    limit = LOGITS.get("cpu", 2**28) if not setting.speeds.card else 2**28
+    limit = LOGITS["cuda" if setting.speeds.card else "cpu"]
     logits = 3 * 4.0 * min(limit, places * model.vocabulary)
     if not backward:
         return tokens * _layer(setting) * _number(recipe) + logits
