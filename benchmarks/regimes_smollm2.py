@@ -41,7 +41,7 @@ SETTINGS = {"max_completion_length": 24, "temperature": 0.7, "loss_type": "dapo"
 SIZES = {
     "cpu": {"per_device_train_batch_size": 16, "per_device_eval_batch_size": 64, "batch_rollouts": 128},
     "cuda": {
-        "per_device_train_batch_size": 64, "per_device_eval_batch_size": 1024, "batch_rollouts": 1024, "use_cpu": False,
+        "per_device_train_batch_size": 32, "per_device_eval_batch_size": 256, "batch_rollouts": 256, "use_cpu": False,
     },
 }  # fmt: skip
 """Device -> how much of the work is done at a time."""

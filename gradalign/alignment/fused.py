@@ -54,6 +54,6 @@ def reduce(
     out = torch.empty(groups, tiles, 2, dtype=torch.float32, device=a.device)
     reduce_tiles[(tiles, shares)](
         a, b, a if along is None else along.contiguous(), starts, ends, out, rows, columns, groups, along is not None,
-        ROWS, COLUMNS, SLOTS, num_warps=8, num_stages=3,
+        ROWS, COLUMNS, SLOTS, num_warps=4, num_stages=3,
     )  # fmt: skip
     return out.sum(1, dtype=torch.float64)

@@ -1,18 +1,14 @@
 """The kernel of `gradalign.alignment.fused`; apart, because it needs Triton to be imported."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import triton  # type: ignore[import-not-found, import-untyped, unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def reduce_tiles(
-    a: Any, b: Any, along: Any, starts: Any, ends: Any, out: Any, rows: Any, columns: Any, groups: Any,
+@triton.jit(do_not_specialize=["groups"])  # type: ignore[untyped-decorator, unused-ignore]
+def reduce_tiles(  # type: ignore[no-untyped-def]  # Triton reads annotations
+    a, b, along, starts, ends, out, rows, columns, groups,
     aligned: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SLOTS: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """One tile of the matrix, for every ``tl.num_programs(1)``-th group: two sums of each into (groups, tiles, 2)."""
     tile = tl.program_id(0)
     across = tl.cdiv(columns, COLUMNS)
