@@ -8,10 +8,12 @@ import json
 import re
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
+
+from tests.http_server import QuietServer
 
 COMMIT = "a" * 40
 NAME = "own/set"
@@ -83,7 +85,7 @@ class _Hub(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def hub(root: Path) -> Iterator[str]:
     """Serve the folder's files as the data set's; yields the address."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Hub", (_Hub,), {"root": root}))
+    server = QuietServer(("127.0.0.1", 0), type("Hub", (_Hub,), {"root": root}))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

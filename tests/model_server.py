@@ -16,12 +16,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.http_server import QuietServer
 
 Answer = tuple[int, dict[str, str], Any]
 """Status, headers, and a JSON value or a text."""
@@ -157,7 +159,7 @@ class ModelServer:
             return 200, {}, {"success": True, "message": "Succeeded to update model weights."}
         return 404, {}, {"detail": "Not Found"}
 
-    def start(self) -> ThreadingHTTPServer:
+    def start(self) -> QuietServer:
         """Begin to serve, in threads; `url` says where."""
         self.load(str(self.folder))
         outer = self
@@ -187,8 +189,7 @@ class ModelServer:
             def log_message(self, *_: Any) -> None:
                 """Silent."""
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.daemon_threads = True
+        server = QuietServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{server.server_address[1]}"
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         return server

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from gradalign.rewards.find import find_reward
 from gradalign.rewards.judge import Judge
 from gradalign.rewards.judge_client import verdict
 from gradalign.rewards.several import WeightedSum
+from tests.http_server import QuietServer
 
 PROBLEM = Problem("k7", "What is 2 + 2?", "4", "s")
 Answer = tuple[int, dict[str, str], str]
@@ -72,7 +73,7 @@ class Server:
             def log_message(self, *_: Any) -> None:
                 """Silent."""
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = QuietServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
