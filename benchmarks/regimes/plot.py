@@ -20,7 +20,12 @@ ARMS = {
     "oracle": ("#6b7280", ":"), "nearest": ("#7f5af0", "-"), "guarded": ("#0b6e4f", "-"), "gradalign": ("#c1121f", "-"),
     "dot": ("#e07a1f", "--"), "accgreedy": ("#1f77b4", "--"), "random": ("#111827", "--"),
 }  # fmt: skip
-"""Arm -> colour and line."""
+"""Arm -> colour and line; those that are drawn."""
+ORDER = (
+    "oracle", "nearest", "guarded", "racing", "batch", "gradalign", "dot", "static", "learnalign", "cropi",
+    "learnability", "dynamic", "accband", "accgreedy", "random",
+)  # fmt: skip
+"""Arms as the tables list them."""
 SHARES = {"unreliable_reward": "corrupted", "imbalance": "target", "low_utility": "useful"}
 
 
@@ -32,41 +37,62 @@ def main() -> None:
     text = page.read_text(encoding="utf-8")
     for source in sorted(HERE.glob("*.json")):
         data = json.loads(source.read_text(encoding="utf-8"))
-        draw(data, docs / f"regimes-{source.stem}.png")
+        if len({row["seed"] for row in data["rows"]}) > 1:
+            draw(data, docs / f"regimes-{source.stem}.png")
         begin = f"<!-- {source.stem} -->\n"
         text = re.sub(f"{begin}.*?<!-- end -->", f"{begin}{table(data)}<!-- end -->", text, flags=re.DOTALL)
     page.write_text(text, encoding="utf-8")
 
 
 def table(data: dict[str, Any]) -> str:
-    """A line an arm: medians over its seeds, and every seed's final accuracy."""
+    """A line an arm, medians over its seeds; then the contenders against the baselines."""
     told, rounds = SHARES[data["regime"]], data["setting"]["rounds"]
     seeds = sorted({row["seed"] for row in data["rows"]})
     start = median(row["accuracy"][0] for row in data["rows"])
     lines = [
         f"Seeds {', '.join(map(str, seeds))}; {start:.3f} before training.", "",
-        f"| arm | final accuracy | {told} share, first round | all rounds | rollouts in all |", "|---|---|---|---|---|",
+        f"| arm | seeds | final accuracy | {told} share, first round | all rounds | rollouts in all | gap closed |",
+        "|---|---:|---|---:|---:|---:|---:|",
     ]  # fmt: skip
-    for arm in ARMS:
-        rows = sorted((row for row in data["rows"] if row["arm"] == arm), key=lambda row: row["seed"])
+    for arm in ORDER:
+        rows = [row for row in data["rows"] if row["arm"] == arm]
         if not rows:
             continue
-        final = [row["final_accuracy"] for row in rows]
         first = median(row["chosen_share"][0] for row in rows)
         shares = median(mean(row["chosen_share"][:rounds]) for row in rows)
-        spent = median(row["rollouts"] for row in rows)
-        lines.append(f"| `{arm}` | {_each(final)} | {first:.2f} | {shares:.2f} | {spent:,.0f} |")
-        if arm == "random":  # up to what the default has spent at its end
-            most = median(row["rollouts"] for row in data["rows"] if row["arm"] == "guarded")
-            ends = [sum(spent <= most for spent in row["rollouts_at"]) for row in rows]
+        spent, gap = median(row["rollouts"] for row in rows), data["summary"][arm].get("gap_closed")
+        final, closed = _spread([row["final_accuracy"] for row in rows]), "" if gap is None else f"{gap:.2f}"
+        lines.append(f"| `{arm}` | {len(rows)} | {final} | {first:.2f} | {shares:.2f} | {spent:,.0f} | {closed} |")
+        others = [row["rollouts"] for row in data["rows"] if row["arm"] == "guarded"]
+        if arm == "random" and others:  # up to what the default has spent at its end
+            ends = [sum(spent <= median(others) for spent in row["rollouts_at"]) for row in rows]
             longer = [mean(row["accuracy"][end - 2 : end]) for row, end in zip(rows, ends, strict=True)]
             spent = median(row["rollouts_at"][end - 1] for row, end in zip(rows, ends, strict=True))
-            lines.append(f"| `random`, trained on | {_each(longer)} | | | {spent:,.0f} |")
-    return "\n".join([*lines, ""])
+            lines.append(f"| `random`, trained on | {len(rows)} | {_spread(longer)} | | | {spent:,.0f} | |")
+    return "\n".join([*lines, *_tests(data["tests"]), ""])
 
 
-def _each(values: list[float]) -> str:
-    return f"{median(values):.3f} ({', '.join(f'{value:.3f}' for value in values)})"
+def _tests(tests: list[dict[str, Any]]) -> list[str]:
+    """A line a baseline."""
+    if not tests:
+        return []
+    own = {(test["arm"], test["against"]): test for test in tests}
+    contenders = list(dict.fromkeys(test["arm"] for test in tests))
+    lines = [
+        "", f"| final accuracy | {' | '.join(f'`{arm}`, higher on | p, Holm' for arm in contenders)} |",
+        f"|---|{'---:|' * 2 * len(contenders)}",
+    ]  # fmt: skip
+    for other in dict.fromkeys(test["against"] for test in tests):
+        cells = [
+            f"{one['gain']:+.3f}, {one['wins']} of {one['seeds']} | {one['p_holm']:.3f}"
+            if (one := own.get((arm, other))) else " | " for arm in contenders
+        ]  # fmt: skip
+        lines.append(f"| over `{other}` | {' | '.join(cells)} |")
+    return lines
+
+
+def _spread(values: list[float]) -> str:
+    return f"{median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def draw(data: dict[str, Any], out: Path) -> None:
@@ -93,8 +119,7 @@ def draw(data: dict[str, Any], out: Path) -> None:
     axes[2].set_ylim(-0.02, 1.02)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
-    seeds = len({row["seed"] for row in data["rows"]})
-    figure.suptitle(f"{data['bed'].replace('_', ' ')}: medians of {seeds} seeds, bands from least to largest")
+    figure.suptitle(f"{data['bed'].replace('_', ' ')}: medians over the seeds, bands from least to largest")
     figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(out, dpi=110)
     pyplot.close(figure)

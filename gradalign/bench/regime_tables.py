@@ -27,9 +27,9 @@ NOTES = """\
   train.
 - `random` at equal rollouts: its accuracy (mean of the two evaluations up to there) once it has spent as many rollouts
   as the default has at the end, or taken three times the steps.
-- gap closed: (arm - random) / (oracle - random), of the final accuracies' medians.
-- p: paired permutation test over seeds that the one ends higher, one-sided, Holm-adjusted over all rows; n seeds cannot
-  give less than 2 ** -n, times the number of rows."""
+- gap closed: (arm - random) / (oracle - random), of the final accuracies' medians over the arm's seeds.
+- p: paired permutation test over seeds that the one ends higher, one-sided, Holm-adjusted over an arm's baselines; n
+  seeds cannot give less than 2 ** -n, times the number of baselines."""
 
 
 def finish_regimes(data: dict[str, Any]) -> str:
@@ -60,10 +60,12 @@ def summary(runs: Runs) -> dict[str, dict[str, float]]:
         found[arm] = {name: median(row[name] for row in rows.values()) for name in names}
         found[arm]["chosen_share"] = median(mean(row["chosen_share"]) for row in rows.values())
         found[arm]["collapsed"] = sum(row["collapsed"] for row in rows.values())
-    if "random" in found and ORACLE in found:
-        low, high = found["random"]["final_accuracy"], found[ORACLE]["final_accuracy"]
-        for own in found.values():
-            own["gap_closed"] = (own["final_accuracy"] - low) / (high - low) if high > low else float("nan")
+        shared = rows.keys() & runs.get("random", {}).keys() & runs.get(ORACLE, {}).keys()
+        if shared:
+            here, low, high = (
+                median(runs[one][seed]["final_accuracy"] for seed in shared) for one in (arm, "random", ORACLE)
+            )
+            found[arm]["gap_closed"] = (here - low) / (high - low) if high > low else float("nan")
     return found
 
 
@@ -79,8 +81,10 @@ def tests(runs: Runs) -> list[dict[str, Any]]:
                 "arm": own, "against": other, "seeds": len(both), "gain": float(np.median(gain)),
                 "wins": int((gain > 0).sum()), "p": flipped(-gain),
             })  # fmt: skip
-    for test, p in zip(found, holm([test["p"] for test in found]), strict=True):
-        test["p_holm"] = p
+    for own in CONTENDERS:
+        family = [test for test in found if test["arm"] == own]
+        for test, p in zip(family, holm([test["p"] for test in family]), strict=True):
+            test["p_holm"] = p
     return found
 
 
