@@ -6,7 +6,7 @@ r"""Do the first two regimes look the same on a real model? SmolLM2-135M-Instruc
 Bed ``coins``: MAWPS problems, half of the pool paid by a fair coin, another half for every seed. Bed ``imbalance``:
 MAWPS is the validation and the test set and a tenth of the pool, sums of one to three numbers are the rest. Goes on
 where it was interrupted, run by run; several processes share the work. What `gradalign bench regimes` measures, in its
-form. A run takes a minute or two of a large card, and the better part of an hour of two cores of a CPU.
+form. A run takes some twenty minutes of two cores of a CPU.
 """
 
 from __future__ import annotations
@@ -34,7 +34,17 @@ from gradalign.rewards.base import Reward
 from gradalign.rewards.coin import Coin
 from gradalign.rewards.find import find_reward
 
-TEMPLATE = Path(__file__).parents[1] / "examples" / "smollm2_mawps" / "template.txt"
+TEMPLATE = """\
+Question: Joan has 3 apples. She finds 2 more apples. How many apples does Joan have now?
+Answer: 3 + 2 = 5
+
+Question: There were 9 cookies in the jar. Tim ate 4 of them. How many cookies are left?
+Answer: 9 - 4 = 5
+
+Question: {prompt}
+Answer:"""
+"""Two of the six worked examples of `examples/smollm2_mawps`: prompts of a third of the length. The model's pass rate
+on the validation problems is 0.22 then; three in eight it never solves."""
 ARMS = ("random", "accgreedy", "gradalign", "guarded", "nearest", "oracle")
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 SETTINGS = {"max_completion_length": 24, "temperature": 0.7, "loss_type": "dapo", "beta": 0.0, "bf16": False}
@@ -46,10 +56,10 @@ SIZES = {
 }  # fmt: skip
 """Device -> how much of the work is done at a time."""
 SETTING = {
-    "coins": Setting(Sizes(109, 40, 64, 0.5), 6, 6, 48, 16, 8, 16, 16, 64),
-    "imbalance": Setting(Sizes(240, 40, 64, 0.1), 6, 6, 120, 12, 8, 16, 16, 64),
+    "coins": Setting(Sizes(109, 32, 64, 0.5), 4, 4, 32, 12, 8, 8, 8, 32),
+    "imbalance": Setting(Sizes(240, 32, 64, 0.1), 4, 4, 80, 8, 8, 8, 8, 32),
 }
-"""Bed -> sizes; a run of six rounds of six steps."""
+"""Bed -> sizes; a run of four rounds of four steps."""
 
 
 class BenchOptions(Options):
@@ -69,7 +79,7 @@ def main() -> None:
     parser.add_argument("--bed", choices=list(SETTING), required=True)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
-    parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--device", choices=list(SIZES), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path)
@@ -83,7 +93,7 @@ def main() -> None:
     subject = Subject(lambda: _policy(given.model, given.device), _beds(given.data), settings, LORA)
     facts = {
         "regime": subject.beds[given.bed][0], "bed": given.bed, "setting": identity(setting),
-        "policy": "SmolLM2-135M-Instruct", "lora": LORA, "trainer": settings,
+        "policy": "SmolLM2-135M-Instruct", "lora": LORA, "trainer": SETTINGS,
     }  # fmt: skip
     out = given.out or Path(__file__).parent / "regimes" / f"smollm2-{given.bed}.json"
     rows = Rows(out, facts, origin, finish_regimes)
@@ -108,7 +118,7 @@ def _policy(model: str, device: str) -> Policy:
 
 
 def _beds(data: Path) -> dict[str, tuple[str, Callable[[Sizes, int, Rates], Bed]]]:
-    asking = Asking(TEMPLATE.read_text(encoding="utf-8"))
+    asking = Asking(TEMPLATE)
 
     def asked(problems: Sequence[Problem]) -> list[Problem]:
         return [asking(problem) for problem in problems]
