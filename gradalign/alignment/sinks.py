@@ -107,7 +107,6 @@ class Reduce:
         self.owner = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(ids.device)
         self.ends = torch.from_numpy(lengths.cumsum()).to(ids.device)
         self.starts = self.ends - torch.from_numpy(lengths).to(ids.device)
-        self.owns = self.owner[:, None] == torch.arange(len(lengths), device=ids.device)
         self.carried: dict[int, torch.Tensor] = {}
         if tied is not None:  # rows of the output layer's gradient that the embedding's meets
             self.pairs = words, _ = self._pairs(ids)
@@ -185,7 +184,8 @@ class Reduce:
         if self.beside is not None:
             self.beside.vector(index, d)
         if fused.takes(d, self.dtype):
-            own = product(self.owns.to(d.dtype), d, self.dtype)
+            owns = self.owner[:, None] == torch.arange(len(self.spans), device=d.device)
+            own = product(owns.to(d.dtype), d, self.dtype)
         else:
             own = d.new_zeros(len(self.spans), d.shape[1], dtype=self.dtype).index_add_(0, self.owner, d.to(self.dtype))
         self._add_all(slice(None), own, self._along(index))
