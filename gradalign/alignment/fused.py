@@ -43,7 +43,7 @@ def reduce(
     Returns:
         (groups, 2) in float64; sums of tiles in a fixed order, whatever other groups there are.
     """
-    import triton  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    import triton
 
     from gradalign.alignment.fused_kernel import reduce_tiles
 

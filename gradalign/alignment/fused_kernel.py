@@ -1,11 +1,11 @@
 """The kernel of `gradalign.alignment.fused`; apart, because it needs Triton to be imported."""
 
-import triton  # type: ignore[import-not-found, import-untyped, unused-ignore]
-import triton.language as tl  # type: ignore[import-not-found, import-untyped, unused-ignore]
+import triton
+import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["groups"])  # type: ignore[untyped-decorator, unused-ignore]
-def reduce_tiles(  # type: ignore[no-untyped-def]  # Triton reads annotations
+@triton.jit(do_not_specialize=["groups"])
+def reduce_tiles(
     a, b, along, starts, ends, out, rows, columns, groups,
     aligned: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
