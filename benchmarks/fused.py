@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -36,6 +36,7 @@ STREAMS = {"short": 104, "few-shot": 32, "long": 14}
 SHAPES = ((8960, 1536), (1536, 1536), (256, 1536))
 REPEATS = 5
 DEVICE = torch.device("cuda")
+T = TypeVar("T")
 
 
 class FusedOptions(Options):
@@ -47,15 +48,7 @@ class FusedOptions(Options):
 
 def seconds(run: Callable[[], Any]) -> list[float]:
     """Of some runs, after one that is not timed."""
-    run()
-    found = []
-    for _ in range(REPEATS):
-        synchronise(DEVICE)
-        start = time.perf_counter()
-        run()
-        synchronise(DEVICE)
-        found.append(time.perf_counter() - start)
-    return found
+    return [timed(run)[0] for _ in range(REPEATS + 1)][1:]
 
 
 @contextmanager
@@ -69,7 +62,7 @@ def without() -> Iterator[None]:
         fused.takes = own
 
 
-def streams(policy: Policy, model: str, batch_tokens: int) -> dict[str, Any]:
+def streams(policy: Policy, batch_tokens: int) -> dict[str, Any]:
     """Engine exact over each stream, with the kernel and without, by turns."""
     vocabulary = policy.model.get_input_embeddings().weight.shape[0]
     found = {}
@@ -101,7 +94,7 @@ def streams(policy: Policy, model: str, batch_tokens: int) -> dict[str, Any]:
     return found
 
 
-def timed(run: Callable[[], list[float]]) -> tuple[float, list[float]]:
+def timed(run: Callable[[], T]) -> tuple[float, T]:
     """(seconds, what the run gives)."""
     synchronise(DEVICE)
     start = time.perf_counter()
@@ -193,7 +186,7 @@ def main() -> None:
         "product": {"width": product_width(DEVICE), "seconds": product_seconds(DEVICE, torch.bfloat16)},
         "kernels": kernels(),
     }  # fmt: skip
-    data["streams"] = streams(build(given.model, "bfloat16", "cuda", 0), given.model, given.batch_tokens)
+    data["streams"] = streams(build(given.model, "bfloat16", "cuda", 0), given.batch_tokens)
     write_json(given.out, data)
     given.out.with_suffix(".md").write_text(text(data) + "\n", encoding="utf-8")
     print(text(data))

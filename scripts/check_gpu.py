@@ -1,6 +1,6 @@
 """What only a card can show: that it computes what a CPU does, and how far 16 bits are from it.
 
-    python scripts/check_gpu.py [--device cuda] [--out benchmarks/gpu.json]
+    python scripts/check_gpu.py [--device cuda] [--out FILE.json]
 
 Compares every engine on the card with engine ``reference`` in float64 on the CPU, over the same rollouts of the
 embedded policy; the fused kernel with float64; rollouts' pass rates; and trains two rounds with TRL on the card.

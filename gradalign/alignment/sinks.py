@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -183,11 +185,7 @@ class Reduce:
         """See `Sink`."""
         if self.beside is not None:
             self.beside.vector(index, d)
-        if fused.takes(d, self.dtype):
-            owns = self.owner[:, None] == torch.arange(len(self.spans), device=d.device)
-            own = product(owns.to(d.dtype), d, self.dtype)
-        else:
-            own = d.new_zeros(len(self.spans), d.shape[1], dtype=self.dtype).index_add_(0, self.owner, d.to(self.dtype))
+        own = d.new_zeros(len(self.spans), d.shape[1], dtype=self.dtype).index_add_(0, self.owner, d.to(self.dtype))
         self._add_all(slice(None), own, self._along(index))
 
     def head(self, index: int, group: int, start: int, a: torch.Tensor, b: torch.Tensor, more: bool) -> None:
@@ -200,15 +198,13 @@ class Reduce:
             if along is not None:
                 along = along[rows].reshape(a.shape[1], -1)
             if index == self.tied:
-                here, words = self._words(group, rows)
-                self._met(b.shape[1])[here] += product(a[:, words - start], b, self.dtype)
+                self._meet(group, rows, b.shape[1], lambda words: product(a[:, words], b, self.dtype))
             ends = self.ends.new_full((1,), len(a))
             self.sums[group] += fused.reduce(a, b, along, ends - len(a), ends)[0]
             return
         own = product(a, b, self.dtype)
         if index == self.tied:
-            here, words = self._words(group, rows)
-            self._met(b.shape[1])[here] += own[words - start]
+            self._meet(group, rows, b.shape[1], own.__getitem__)
         if more or index in self.carried:  # the group's gradient is whole with its last call only
             if index not in self.carried:
                 self.carried[index] = own.new_zeros(self.vocabulary, own.shape[1])
@@ -219,17 +215,14 @@ class Reduce:
             if index in self.carried:
                 own.zero_()
 
-    def _words(self, group: int, rows: slice) -> tuple[slice, torch.Tensor]:
-        """Which of the pairs are a group's tokens among some rows, and these tokens."""
+    def _meet(self, group: int, rows: slice, width: int, gradient: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Keep a group's ``gradient`` of the output layer, by some of ``rows``, where these are its own tokens."""
         first, last = map(int, self.by_group[group : group + 2])
         low, high = (first + int(i) for i in np.searchsorted(self.words[first:last], (rows.start, rows.stop)))
-        return slice(low, high), self.pairs[0][1, low:high]
-
-    def _met(self, width: int) -> torch.Tensor:
-        """(pairs, width) rows of the output layer's gradient that the embedding's meets."""
         if self.met is None:
             self.met = torch.zeros(self.pairs[0].shape[1], width, dtype=self.dtype, device=self.sums.device)
-        return self.met
+        if low < high:
+            self.met[low:high] += gradient(self.pairs[0][1, low:high] - rows.start)
 
     def whole(self, index: int, gradient: torch.Tensor) -> None:
         """See `Sink`."""
