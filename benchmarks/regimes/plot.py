@@ -15,18 +15,17 @@ import matplotlib
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
+from gradalign.bench.regime_arms import ARMS
+from gradalign.bench.regime_beds import SHARES
+from gradalign.bench.regime_tables import at_equal_rollouts, by_arm, spread
+from gradalign.bench.results import markdown_table, text_of
+
 HERE = Path(__file__).parent
-ARMS = {
+DRAWN = {
     "oracle": ("#6b7280", ":"), "nearest": ("#7f5af0", "-"), "guarded": ("#0b6e4f", "-"), "gradalign": ("#c1121f", "-"),
     "dot": ("#e07a1f", "--"), "accgreedy": ("#1f77b4", "--"), "random": ("#111827", "--"),
 }  # fmt: skip
 """Arm -> colour and line; those that are drawn."""
-ORDER = (
-    "oracle", "nearest", "guarded", "racing", "batch", "gradalign", "dot", "static", "learnalign", "cropi",
-    "learnability", "dynamic", "accband", "accgreedy", "random",
-)  # fmt: skip
-"""Arms as the tables list them."""
-SHARES = {"unreliable_reward": "corrupted", "imbalance": "target", "low_utility": "useful"}
 
 
 def main() -> None:
@@ -46,60 +45,51 @@ def main() -> None:
 
 def table(data: dict[str, Any]) -> str:
     """A line an arm, medians over its seeds; then the contenders against the baselines."""
-    told, rounds = SHARES[data["regime"]], data["setting"]["rounds"]
+    runs, rounds = by_arm(data["rows"]), data["setting"]["rounds"]
     seeds = sorted({row["seed"] for row in data["rows"]})
     start = median(row["accuracy"][0] for row in data["rows"])
-    lines = [
-        f"Seeds {', '.join(map(str, seeds))}; {start:.3f} before training.", "",
-        f"| arm | seeds | final accuracy | {told} share, first round | all rounds | rollouts in all | gap closed |",
-        "|---|---:|---|---:|---:|---:|---:|",
+    lines = []
+    for arm in (arm for arm in ARMS if arm in runs):
+        rows, made = list(runs[arm].values()), data["summary"][arm]
+        lines.append([
+            f"`{arm}`", str(len(rows)), spread([row["final_accuracy"] for row in rows]),
+            text_of(median(row["chosen_share"][0] for row in rows), ".2f"),
+            text_of(median(mean(row["chosen_share"][:rounds]) for row in rows), ".2f"),
+            f"{made['rollouts']:,.0f}", text_of(made.get("gap_closed"), ".2f"),
+        ])  # fmt: skip
+    if longer := at_equal_rollouts(runs):
+        lines.append(["`random`, trained on", str(len(longer)), spread(longer), *["-"] * 4])
+    share = f"{SHARES[data['regime']][0]} share, first round"
+    columns = ["arm", "seeds", "final accuracy", share, "all rounds", "rollouts in all", "gap closed"]
+    parts = [
+        f"Seeds {', '.join(map(str, seeds))}; {start:.3f} before training.", markdown_table(columns, lines),
+        *([_tests(data["tests"])] if data["tests"] else []),
     ]  # fmt: skip
-    for arm in ORDER:
-        rows = [row for row in data["rows"] if row["arm"] == arm]
-        if not rows:
-            continue
-        first = median(row["chosen_share"][0] for row in rows)
-        shares = median(mean(row["chosen_share"][:rounds]) for row in rows)
-        spent, gap = median(row["rollouts"] for row in rows), data["summary"][arm].get("gap_closed")
-        final, closed = _spread([row["final_accuracy"] for row in rows]), "" if gap is None else f"{gap:.2f}"
-        lines.append(f"| `{arm}` | {len(rows)} | {final} | {first:.2f} | {shares:.2f} | {spent:,.0f} | {closed} |")
-        others = [row["rollouts"] for row in data["rows"] if row["arm"] == "guarded"]
-        if arm == "random" and others:  # up to what the default has spent at its end
-            ends = [sum(spent <= median(others) for spent in row["rollouts_at"]) for row in rows]
-            longer = [mean(row["accuracy"][end - 2 : end]) for row, end in zip(rows, ends, strict=True)]
-            spent = median(row["rollouts_at"][end - 1] for row, end in zip(rows, ends, strict=True))
-            lines.append(f"| `random`, trained on | {len(rows)} | {_spread(longer)} | | | {spent:,.0f} | |")
-    return "\n".join([*lines, *_tests(data["tests"]), ""])
+    return "\n\n".join(parts) + "\n"
 
 
-def _tests(tests: list[dict[str, Any]]) -> list[str]:
+def _tests(tests: list[dict[str, Any]]) -> str:
     """A line a baseline."""
-    if not tests:
-        return []
     own = {(test["arm"], test["against"]): test for test in tests}
     contenders = list(dict.fromkeys(test["arm"] for test in tests))
-    lines = [
-        "", f"| final accuracy | {' | '.join(f'`{arm}`, higher on | p, Holm' for arm in contenders)} |",
-        f"|---|{'---:|' * 2 * len(contenders)}",
-    ]  # fmt: skip
+    columns = ["final accuracy", *(text for arm in contenders for text in (f"`{arm}`, higher on", "p, Holm"))]
+    lines = []
     for other in dict.fromkeys(test["against"] for test in tests):
-        cells = [
-            f"{one['gain']:+.3f}, {one['wins']} of {one['seeds']} | {one['p_holm']:.3f}"
-            if (one := own.get((arm, other))) else " | " for arm in contenders
-        ]  # fmt: skip
-        lines.append(f"| over `{other}` | {' | '.join(cells)} |")
-    return lines
-
-
-def _spread(values: list[float]) -> str:
-    return f"{median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+        cells = []
+        for arm in contenders:
+            one = own.get((arm, other))
+            cells += (
+                [f"{one['gain']:+.3f}, {one['wins']} of {one['seeds']}", f"{one['p_holm']:.3f}"] if one else ["-", "-"]
+            )
+        lines.append([f"over `{other}`", *cells])
+    return markdown_table(columns, lines)
 
 
 def draw(data: dict[str, Any], out: Path) -> None:
     """Accuracy by step, accuracy by rollouts, and the share of the choice by round: medians, bands over the seeds."""
     figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.4))
     setting = data["setting"]
-    for arm, (colour, style) in ARMS.items():
+    for arm, (colour, style) in DRAWN.items():
         rows = [row for row in data["rows"] if row["arm"] == arm]
         if not rows:
             continue
@@ -115,7 +105,7 @@ def draw(data: dict[str, Any], out: Path) -> None:
         axis.set_xlabel(label)
         axis.grid(alpha=0.25)
     axes[0].set_ylabel("test accuracy")
-    axes[2].set_ylabel(f"{SHARES[data['regime']]} share of the choice")
+    axes[2].set_ylabel(f"{SHARES[data['regime']][0]} share of the choice")
     axes[2].set_ylim(-0.02, 1.02)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)

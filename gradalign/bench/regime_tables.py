@@ -34,15 +34,13 @@ NOTES = """\
 
 def finish_regimes(data: dict[str, Any]) -> str:
     """The Markdown below the title; adds ``summary`` and ``tests`` to the data."""
-    runs: Runs = defaultdict(dict)
-    for row in data["rows"]:
-        runs[row["arm"]][row["seed"]] = row
+    runs = by_arm(data["rows"])
     told = SHARES[data["regime"]][0]
     data["summary"], data["tests"] = summary(runs), tests(runs)
     seeds = sorted({row["seed"] for row in data["rows"]})
     return "\n\n".join([
         f"Regime {data['regime'].replace('_', ' ')}, bed `{data['bed']}`: {len(data['rows'])} runs, seeds "
-        f"{', '.join(map(str, seeds))}. Start: {_spread([row['accuracy'][0] for row in data['rows']])}.",
+        f"{', '.join(map(str, seeds))}. Start: {spread([row['accuracy'][0] for row in data['rows']])}.",
         _accuracies(runs, data["summary"], told),
         "## What reaching random's final accuracy costs", _costs(runs),
         f"## {' and '.join(f'`{arm}`' for arm in CONTENDERS)} against the baselines", _tested(data["tests"]),
@@ -50,6 +48,14 @@ def finish_regimes(data: dict[str, Any]) -> str:
         "## How to read this", NOTES,
         f"Setting: {_flat(data['setting'])}.", _origins(data["rows"]),
     ])  # fmt: skip
+
+
+def by_arm(rows: Sequence[dict[str, Any]]) -> Runs:
+    """The rows by arm and seed."""
+    runs: Runs = defaultdict(dict)
+    for row in rows:
+        runs[row["arm"]][row["seed"]] = row
+    return runs
 
 
 def summary(runs: Runs) -> dict[str, dict[str, float]]:
@@ -98,25 +104,25 @@ def _accuracies(runs: Runs, made: dict[str, dict[str, float]], told: str) -> str
     lines = []
     for arm in (arm for arm in ARMS if arm in runs):
         rows = list(runs[arm].values())
-        accuracies = [_spread([row[n] for row in rows]) for n in ("final_accuracy", "best_accuracy", "area")]
+        accuracies = [spread([row[n] for row in rows]) for n in ("final_accuracy", "best_accuracy", "area")]
         lines.append([
             f"`{arm}`", str(len(rows)), *accuracies,
-            _spread([mean(row["chosen_share"]) for row in rows]), f"{made[arm]['rollouts']:,.0f}",
+            spread([mean(row["chosen_share"]) for row in rows]), f"{made[arm]['rollouts']:,.0f}",
             f"{made[arm]['gap_closed']:.2f}" if "gap_closed" in made[arm] else "-", str(made[arm]["collapsed"]),
         ])  # fmt: skip
-    longer = [found for seed in runs.get("random", {}) if (found := _equal_rollouts(runs, seed)) is not None]
-    if longer:
-        lines.append(["`random` at equal rollouts", str(len(longer)), _spread(longer), *["-"] * 6])
+    if longer := at_equal_rollouts(runs):
+        lines.append(["`random` at equal rollouts", str(len(longer)), spread(longer), *["-"] * 6])
     return markdown_table(columns, lines)
 
 
-def _equal_rollouts(runs: Runs, seed: int) -> float | None:
-    """``random``'s accuracy once it has spent what the default has at its end."""
-    if seed not in runs.get(DEFAULT, {}):
-        return None
-    row, limit = runs["random"][seed], runs[DEFAULT][seed]["rollouts"]
-    within = [a for a, spent in zip(row["accuracy"], row["rollouts_at"], strict=True) if spent <= limit]
-    return mean(within[-2:])
+def at_equal_rollouts(runs: Runs) -> list[float]:
+    """``random``'s accuracy once it has spent what the default has at its end, on each seed that both have."""
+    found = []
+    for seed in runs.get("random", {}).keys() & runs.get(DEFAULT, {}).keys():
+        row, limit = runs["random"][seed], runs[DEFAULT][seed]["rollouts"]
+        within = [a for a, spent in zip(row["accuracy"], row["rollouts_at"], strict=True) if spent <= limit]
+        found.append(mean(within[-2:]))
+    return found
 
 
 def _costs(runs: Runs) -> str:
@@ -156,7 +162,8 @@ def _by_round(runs: Runs) -> str:
     return markdown_table(["arm", *map(str, range(most))], lines)
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
+    """The median, and the least and the largest."""
     return f"{median(values):.3f} ({min(values):.3f}-{max(values):.3f})"
 
 
@@ -172,4 +179,4 @@ def _flat(values: dict[str, Any]) -> str:
 
 def _origins(rows: Sequence[dict[str, Any]]) -> str:
     told = {", ".join(f"{name} {value}" for name, value in row["from"].items()) for row in rows}
-    return f"Ran with {'; '.join(sorted(told))}. Seconds a run: {_spread([row['seconds'] for row in rows])}."
+    return f"Ran with {'; '.join(sorted(told))}. Seconds a run: {spread([row['seconds'] for row in rows])}."
