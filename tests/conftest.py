@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM
 from gradalign.cli.main import main
 from gradalign.policy.group import Group, Rollout
 from gradalign.policy.load import EMBEDDED, Policy, cover, load_policy
+from tests.model_server import ModelServer, served
 
 hypothesis.settings.register_profile(
     "project", deadline=None, max_examples=25, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -116,6 +117,20 @@ class Ran:
         assert len(lines) == 1, self.err
         assert "Traceback" not in self.err
         return lines[0]
+
+
+@pytest.fixture
+def server() -> Iterator[ModelServer]:
+    """The embedded policy, served from this process."""
+    with served(ModelServer(EMBEDDED)) as made:
+        yield made
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that failed are repeated at once; no key is set."""
+    monkeypatch.setattr("gradalign.endpoint.FIRST_WAIT", 0.01)
+    monkeypatch.delenv("GRADALIGN_SERVER_KEY", raising=False)
 
 
 @pytest.fixture
