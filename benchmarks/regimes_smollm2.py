@@ -6,7 +6,7 @@ r"""Do the first two regimes look the same on a real model? SmolLM2-135M-Instruc
 Bed ``coins``: MAWPS problems, half of the pool paid by a fair coin, another half for every seed. Bed ``imbalance``:
 MAWPS is the validation and the test set and a tenth of the pool, sums of one to three numbers are the rest. Goes on
 where it was interrupted, run by run; several processes share the work. What `gradalign bench regimes` measures, in its
-form. A run takes some twenty minutes of two cores of a CPU.
+form.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ Answer: 9 - 4 = 5
 
 Question: {prompt}
 Answer:"""
-"""Two of the six worked examples of `examples/smollm2_mawps`: prompts of a third of the length. The model's pass rate
-on the validation problems is 0.22 then; three in eight it never solves."""
+"""Two of the six worked examples of `examples/smollm2_mawps`: prompts of a third of the length. Of 8 samples of
+each validation problem the model solves 0.22 then; three problems in eight it never solves."""
 ARMS = ("random", "accgreedy", "gradalign", "guarded", "nearest", "oracle")
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 SETTINGS = {"max_completion_length": 24, "temperature": 0.7, "loss_type": "dapo", "beta": 0.0, "bf16": False}
