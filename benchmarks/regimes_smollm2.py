@@ -15,9 +15,11 @@ import argparse
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
+import trl.trainer.utils
 
 from gradalign.bench.machine import machine
 from gradalign.bench.regime_beds import SHARES, Bed, Rates, Sizes
@@ -38,16 +40,12 @@ TEMPLATE = """\
 Question: Joan has 3 apples. She finds 2 more apples. How many apples does Joan have now?
 Answer: 3 + 2 = 5
 
-Question: There were 9 cookies in the jar. Tim ate 4 of them. How many cookies are left?
-Answer: 9 - 4 = 5
-
 Question: {prompt}
 Answer:"""
-"""Two of the six worked examples of `examples/smollm2_mawps`: prompts of a third of the length. Of 8 samples of
-each validation problem the model solves 0.22 then; three problems in eight it never solves."""
-ARMS = ("random", "accgreedy", "gradalign", "guarded", "nearest", "oracle")
+"""One of the worked examples of `examples/smollm2_mawps`, so that prompts are short: the model solves a fifth then."""
+ARMS = ("random", "gradalign", "guarded", "oracle", "accgreedy", "nearest")
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-SETTINGS = {"max_completion_length": 24, "temperature": 0.7, "loss_type": "dapo", "beta": 0.0, "bf16": False}
+SETTINGS = {"max_completion_length": 16, "temperature": 0.7, "loss_type": "dapo", "beta": 0.0, "bf16": False}
 SIZES = {
     "cpu": {"per_device_train_batch_size": 16, "per_device_eval_batch_size": 64, "batch_rollouts": 128},
     "cuda": {
@@ -56,10 +54,11 @@ SIZES = {
 }  # fmt: skip
 """Device -> how much of the work is done at a time."""
 SETTING = {
-    "coins": Setting(Sizes(109, 32, 64, 0.5), 4, 4, 32, 12, 8, 8, 8, 32),
-    "imbalance": Setting(Sizes(240, 32, 64, 0.1), 4, 4, 80, 8, 8, 8, 8, 32),
+    "coins": Setting(Sizes(109, 32, 64, 0.5), 3, 4, 32, 8, 8, 8, 4, 32),
+    "imbalance": Setting(Sizes(240, 32, 64, 0.1), 3, 4, 80, 4, 8, 8, 4, 32),
 }
-"""Bed -> sizes; a run of four rounds of four steps."""
+"""Bed -> sizes: three rounds of four steps. Fewer problems are chosen than a chunk has good ones whose rewards vary:
+nine of 32 or so, and five of 80."""
 
 
 class BenchOptions(Options):
@@ -85,15 +84,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    # TRL's loss on a CPU, too, then passes the LM head at responses' positions only.
+    vars(trl.trainer.utils)["_use_triton"] = lambda device: True
     options = BenchOptions(bed=given.bed, arms=tuple(given.arms), seeds=tuple(given.seeds), threads=given.threads)
     known = resolved("benchmarks/regimes_smollm2.py", options)
     origin = {"commit": known["commit"], **known["versions"], **_machine(given.device)}
     setting = replace(SETTING[given.bed], learning_rate=given.learning_rate)
     settings = SETTINGS | SIZES[given.device]
-    subject = Subject(lambda: _policy(given.model, given.device), _beds(given.data), settings, LORA)
+    beds, load = _beds(given.data), partial(_policy, given.model, given.device)
+    subject = Subject(load, beds, settings, LORA, equal_rollouts=False, own_tests=True)
     facts = {
         "regime": subject.beds[given.bed][0], "bed": given.bed, "setting": identity(setting),
-        "policy": "SmolLM2-135M-Instruct", "lora": LORA, "trainer": SETTINGS,
+        "policy": "SmolLM2-135M-Instruct in bfloat16", "lora": LORA, "trainer": SETTINGS,
     }  # fmt: skip
     out = given.out or Path(__file__).parent / "regimes" / f"smollm2-{given.bed}.json"
     rows = Rows(out, facts, origin, finish_regimes)
@@ -110,7 +112,7 @@ def _machine(device: str) -> dict[str, str]:
 
 def _policy(model: str, device: str) -> Policy:
     """The model; a line break ends a response, too."""
-    policy = load_policy(model, dtype="float32", device=device)
+    policy = load_policy(model, dtype="bfloat16", device=device)
     config, tokenizer = policy.model.generation_config, policy.tokenizer
     assert config is not None
     config.eos_token_id = [tokenizer.eos_token_id, *tokenizer.encode("\n", add_special_tokens=False)]

@@ -42,8 +42,9 @@ from gradalign.problems.schema import uniform_hash
 Difference = Literal["central", "one-sided", "forward-mode"]
 TRIED = 8
 """Groups on which steps are tried, at most."""
-TOLERANCE = 0.05
-"""Largest error of the dots on those groups, relative to their root mean square, that is let pass."""
+TOLERANCE, HALF_TOLERANCE = 0.05, 0.1
+"""Largest error of the dots on those groups, relative to their root mean square, that is let pass; the second in half
+precision, where the exact dots that they are compared with are rounded as much."""
 SWEEP = 16
 """Batches' worth of tokens between two moves of the weights, at most."""
 
@@ -153,7 +154,7 @@ class Directional:
         """Find the step on up to `TRIED` of ``groups``, all ``scored``, and check the engine against exact dots there.
 
         Raises:
-            GradAlignError: no step comes within `TOLERANCE`.
+            GradAlignError: no step comes within `TOLERANCE`, or `HALF_TOLERANCE`.
         """
         some = sorted(groups, key=lambda group: uniform_hash("calibrate", group.key))[:TRIED]
         recorded: Recorded = []
@@ -173,7 +174,7 @@ class Directional:
 
         order = 1 if self.difference == "one-sided" else 2
         self.step = Step(0.0, error(0.0)) if self.difference == "forward-mode" else search(error, order)
-        if not self.step.error <= TOLERANCE:
+        if not self.step.error <= (HALF_TOLERANCE if self.policy.half else TOLERANCE):
             at, else_ = f" at the best step ({self.step.length:g})", "--difference forward-mode, or "
             if self.difference == "forward-mode":
                 at = else_ = ""

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from gradalign.bench.regime_arms import ARMS, HEADLINE, ORACLE
 from gradalign.bench.regime_beds import BEDS, REWARD, SHARES, Bed, Rates, Sizes
+from gradalign.bench.regime_evaluations import Evaluations
 from gradalign.bench.regime_rows import Rows
 from gradalign.errors import GradAlignError
 from gradalign.policy.load import Policy, load_policy
@@ -111,12 +112,17 @@ class Subject:
         beds: name -> the regime it is of, and what makes it.
         settings: fields of `GradAlignConfig` of its own.
         lora: arguments of `peft.LoraConfig`; None trains all parameters.
+        equal_rollouts: `random` trains on until it has spent as many rollouts as the others.
+        own_tests: the test set is answered by the package's own sampler instead of TRL's evaluation, which takes each
+            prompt once for every response and computes a loss besides.
     """
 
     load: Callable[[], Policy]
     beds: Mapping[str, tuple[str, Callable[[Sizes, int, Rates], Bed]]]
     settings: Mapping[str, Any]
     lora: dict[str, Any] | None = None
+    equal_rollouts: bool = True
+    own_tests: bool = False
 
 
 EMBEDDED = Subject(lambda: load_policy("embedded", device="cpu"), BEDS, {"max_completion_length": 16})
@@ -160,10 +166,15 @@ def run(bed_name: str, arm: str, seed: int, setting: Setting, subject: Subject =
     bed = make(setting.sizes, seed, _rates)
     check_bed(bed, setting)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = TrainJob(
-            subject.load(), bed.reward, _args(arm, seed, setting, bed, Path(folder), subject.settings),
-            bed.pool, bed.validation, bed.test,
-        ).run(subject.lora)  # fmt: skip
+        args = _args(arm, seed, setting, bed, Path(folder), subject)
+        test = [] if subject.own_tests else bed.test
+        job = TrainJob(subject.load(), bed.reward, args, bed.pool, bed.validation, test)
+        trainer = job.make(subject.lora)
+        if subject.own_tests:
+            new, side = args.max_completion_length or 16, args.per_device_eval_batch_size
+            sampling = Sampling(setting.test_rollouts, new, args.temperature, seed=seed, batch_rollouts=side)
+            trainer.add_callback(Evaluations(trainer, bed, sampling))
+        job.train(trainer, lambda line: None)
         curriculum = trainer.curriculum
         assert curriculum is not None
         spent = _spent(trainer.state.log_history, setting)
@@ -201,10 +212,9 @@ def check_bed(bed: Bed, setting: Setting) -> None:
         )
 
 
-def _args(
-    arm: str, seed: int, setting: Setting, bed: Bed, folder: Path, settings: Mapping[str, Any]
-) -> GradAlignConfig:
+def _args(arm: str, seed: int, setting: Setting, bed: Bed, folder: Path, subject: Subject) -> GradAlignConfig:
     own = dict(ARMS[arm])
+    rounds = setting.rounds_of(arm) if subject.equal_rollouts else setting.rounds
     if arm == ORACLE:
         listed = folder / "good.txt"
         listed.write_text("\n".join(sorted(bed.good)) + "\n", encoding="utf-8")
@@ -217,18 +227,19 @@ def _args(
             "chunk": setting.chunk, "top": min(len(bed.pool), setting.top * (setting.rounds if whole else 1)),
             "rollouts": setting.rollouts * (2 if "budget" in own else 1),
         }  # fmt: skip
-    size = settings.get("per_device_train_batch_size", setting.batch)
+    size = subject.settings.get("per_device_train_batch_size", setting.batch)
     usual = {
         "per_device_train_batch_size": size, "gradient_accumulation_steps": setting.batch // size,
-        "per_device_eval_batch_size": 1024, "use_cpu": True,
+        "per_device_eval_batch_size": 1024, "use_cpu": True, "eval_on_start": not subject.own_tests,
+        "eval_strategy": "no" if subject.own_tests else "epoch",
     }  # fmt: skip
     return GradAlignConfig(
-        str(folder / "run"), **own, **{**usual, **settings}, seed=seed, steps_per_round=setting.steps,
-        max_steps=setting.rounds_of(arm) * setting.steps,
+        str(folder / "run"), **own, **{**usual, **subject.settings}, seed=seed, steps_per_round=setting.steps,
+        max_steps=rounds * setting.steps,
         validation_rollouts=setting.validation_rollouts, noise_patience=0,
         num_generations=setting.rollouts,
         learning_rate=setting.learning_rate, lr_scheduler_type="constant", scale_rewards="none",
-        gradient_checkpointing=False, eval_strategy="epoch", eval_on_start=True,
+        gradient_checkpointing=False,
         num_generations_eval=setting.test_rollouts, save_strategy="no", logging_steps=setting.steps,
         report_to="none", disable_tqdm=True,
     )  # fmt: skip
