@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -15,8 +17,10 @@ from gradalign.bench.regime_arms import ARMS, BASELINES, DEFAULT, HEADLINE, ORAC
 from gradalign.bench.regime_beds import BEDS, REWARD, SHARES, Bed, Sizes
 from gradalign.bench.regime_rows import Rows
 from gradalign.bench.regime_tables import finish_regimes, reached, summary
-from gradalign.bench.regimes import RegimesPlan, Setting
+from gradalign.bench.regimes import EMBEDDED, RegimesPlan, Setting, run
 from gradalign.errors import GradAlignError
+from gradalign.rollouts.sample import Sampling
+from gradalign.rollouts.sampler import PolicySampler, sampled
 from tests.conftest import Ran
 
 Run = Callable[..., Ran]
@@ -156,6 +160,23 @@ def test_a_small_run_goes_on_where_it_stopped(gradalign: Run, tmp_path: Path) ->
     assert rows["random"]["steps"] == rows["racing"]["steps"] == 4
     assert rows["random"]["rollouts_at"][-1] > rows["random"]["rollouts"]
     assert rows["batch"]["rollouts_at"] == sorted(rows["batch"]["rollouts_at"])
+
+
+def test_the_test_set_is_answered_by_the_packages_own_sampler_where_asked() -> None:
+    setting = Setting(Sizes(48, 8, 8, 0.5), 2, 2, 16, 4, 4, 4, 16, 16, 1e-4)
+    subject = replace(EMBEDDED, equal_rollouts=False, own_tests=True)
+    rows = {arm: run("coins", arm, 0, setting, subject) for arm in ("random", ORACLE)}
+    for arm, row in rows.items():
+        assert row["steps_at"] == [0, 2, 4], arm
+        assert len(row["rollouts_at"]) == 3
+    assert rows["random"]["accuracy"][0] == rows[ORACLE]["accuracy"][0]
+    stock = run("coins", ORACLE, 0, setting)
+    assert stock["accuracy"][0] == pytest.approx(rows[ORACLE]["accuracy"][0], abs=0.2)
+    assert stock["rollouts_at"] == rows[ORACLE]["rollouts_at"]
+    groups = sampled(
+        PolicySampler(EMBEDDED.load(), REWARD, Sampling(16, 16, seed=0)), bed("coins", 0, setting.sizes).test
+    )
+    assert rows[ORACLE]["accuracy"][0] == pytest.approx(mean(float(g.rewards.mean()) for g in groups))
 
 
 @pytest.mark.parametrize(
