@@ -26,7 +26,7 @@ from gradalign.executors.base import PolicySpec
 from gradalign.executors.cluster import Needs, room
 from gradalign.executors.ray import RayExecutor, ray_executor
 from gradalign.executors.worker import Outcome
-from gradalign.policy.load import Policy
+from gradalign.policy.load import EMBEDDED, Policy
 from gradalign.policy.objective import Objective
 from gradalign.problems.embedded import make_pool
 from gradalign.rewards.base import Reward
@@ -38,6 +38,7 @@ from gradalign.rollouts.sampler import PolicySampler
 from gradalign.rollouts.spread import SpreadSampler
 from gradalign.rollouts.table import read_rollouts
 from tests.conftest import Ran
+from tests.model_server import ModelServer, served
 
 pytestmark = pytest.mark.timeout(240)
 SPEC = PolicySpec("embedded", device="cpu")
@@ -329,7 +330,11 @@ def test_an_address_that_is_down_or_none_is_one_line(asked: Run, monkeypatch: py
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    assert f"nothing answers at {address}" in asked("--executor", "ray", "--ray-address", address).error
+    assert f"no Ray head answers at {address}" in asked("--executor", "ray", "--ray-address", address).error
+    with served(ModelServer(EMBEDDED)) as other:
+        address = other.url.removeprefix("http://")
+        refused = asked("--executor", "ray", "--ray-address", address).error
+    assert f"no Ray head answers at {address} (another program is at this port)" in refused
     for wrong in ("here", "ray://127.0.0.1:10001", "127.0.0.1:port"):
         assert "write auto, or HOST:PORT" in asked("--executor", "ray", "--ray-address", wrong).error
 

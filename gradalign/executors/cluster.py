@@ -13,7 +13,11 @@ from typing import Any
 from gradalign.errors import GradAlignError, missing_extra
 
 ANSWER = 10.0
-"""Seconds in which a cluster's port must take a connection."""
+"""Seconds in which a cluster's port must answer."""
+HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""How a client of HTTP/2 begins, and so of gRPC, which a head speaks: preface and empty settings (RFC 9113, 3.4)."""
+SETTINGS = 4
+"""The type, in its fourth byte, of the frame that a server begins with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +84,19 @@ def connected(address: str | None) -> Iterator[Any]:
 
 
 def _reach(address: str) -> None:
-    """Refuse an address where nobody listens: ray itself waits long, and says it in many lines."""
+    """Refuse an address where no head listens: ray itself waits for minutes, and says it in many lines."""
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal() or "/" in host:
         raise GradAlignError(f"option --ray-address: {address!r}: write auto, or HOST:PORT of the head (port 6379)")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
+        with socket.create_connection((host.strip("[]"), int(port)), ANSWER) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") == "0":
+                connection.sendall(HELLO)
+                if connection.recv(4, socket.MSG_WAITALL)[3:] != bytes([SETTINGS]):
+                    raise OSError("another program is at this port")
     except (OSError, OverflowError) as error:
         raise GradAlignError(
-            f"option --ray-address: nothing answers at {address} ({error}); start the head by `ray start --head`, or "
+            f"option --ray-address: no Ray head answers at {address} ({error}); start one by `ray start --head`, or "
             "leave the option out to start Ray on this machine"
         ) from error
 
