@@ -108,10 +108,13 @@ def test_tables_and_tests() -> None:
     assert reached(rows[5], 0.4) == 2
     assert reached(rows[0], 0.45) is None
     data = {"regime": "imbalance", "bed": "imbalance", "setting": {"sizes": {"pool": 3}, "rounds": 2}, "rows": rows}
+    assert "| `random` at equal rollouts" not in finish_regimes(data)
+    for longer in rows[:5]:
+        longer |= {"accuracy": [*longer["accuracy"], 0.9], "rollouts_at": [0, 25, 50, 150]}
     text = finish_regimes(data)
     assert f"| `{DEFAULT}` | 5 | 0.470 (0.450-0.490) |" in text
     assert "target share" in text
-    assert "| `random` at equal rollouts | 5 |" in text
+    assert "| `random` at equal rollouts | 5 | 0.370 (0.360-0.380) |" in text
 
 
 def test_every_arm_has_its_place() -> None:

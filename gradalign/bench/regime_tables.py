@@ -116,12 +116,13 @@ def _accuracies(runs: Runs, made: dict[str, dict[str, float]], told: str) -> str
 
 
 def at_equal_rollouts(runs: Runs) -> list[float]:
-    """``random``'s accuracy once it has spent what the default has at its end, on each seed that both have."""
+    """``random``'s accuracy once it has spent what the default has at its end, on each seed where it trained on."""
     found = []
     for seed in runs.get("random", {}).keys() & runs.get(DEFAULT, {}).keys():
-        row, limit = runs["random"][seed], runs[DEFAULT][seed]["rollouts"]
-        within = [a for a, spent in zip(row["accuracy"], row["rollouts_at"], strict=True) if spent <= limit]
-        found.append(mean(within[-2:]))
+        row, own = runs["random"][seed], runs[DEFAULT][seed]
+        if len(row["accuracy"]) > len(own["accuracy"]):
+            spent = zip(row["accuracy"], row["rollouts_at"], strict=True)
+            found.append(mean([accuracy for accuracy, so_far in spent if so_far <= own["rollouts"]][-2:]))
     return found
 
 
