@@ -79,7 +79,7 @@ def check_writable(path: Path) -> None:
     """
     if path.is_dir():
         raise GradAlignError(f"{path}: is a folder; name a file")
-    probe = path.with_name(f".{path.name}.probe")
+    probe = path.with_name(f".{path.name}.{os.getpid()}.probe")  # other processes may try at the same moment
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()

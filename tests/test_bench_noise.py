@@ -128,6 +128,13 @@ def test_the_paired_test_goes_through_every_dealing_of_signs() -> None:
         )
         assert flipped(differences) == pytest.approx(result.pvalue)
     assert flipped(np.full(12, -1.0)) == 2**-12
+    many = np.random.default_rng(0).normal(-0.2, 1, 40)
+    assert flipped(many) == pytest.approx(
+        stats.permutation_test(
+            (many,), np.sum, permutation_type="samples", alternative="less", n_resamples=100_000, rng=1
+        ).pvalue,
+        abs=0.01,
+    )
 
 
 def test_holm() -> None:

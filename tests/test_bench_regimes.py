@@ -108,13 +108,13 @@ def test_tables_and_tests() -> None:
     assert reached(rows[5], 0.4) == 2
     assert reached(rows[0], 0.45) is None
     data = {"regime": "imbalance", "bed": "imbalance", "setting": {"sizes": {"pool": 3}, "rounds": 2}, "rows": rows}
-    assert "| `random` at equal rollouts" not in finish_regimes(data)
+    assert "| `random`, trained on |" not in finish_regimes(data)
     for longer in rows[:5]:
         longer |= {"accuracy": [*longer["accuracy"], 0.9], "rollouts_at": [0, 25, 50, 150]}
     text = finish_regimes(data)
     assert f"| `{DEFAULT}` | 5 | 0.470 (0.450-0.490) |" in text
     assert "target share" in text
-    assert "| `random` at equal rollouts | 5 | 0.370 (0.360-0.380) |" in text
+    assert "| `random`, trained on | 5 | 0.370 (0.360-0.380) |" in text
 
 
 def test_every_arm_has_its_place() -> None:
@@ -138,6 +138,24 @@ def test_rows_of_other_settings_or_versions_are_refused(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text("[]")
     with pytest.raises(GradAlignError, match="is not of this benchmark"):
         Rows(tmp_path / "r.json", facts, {}, finish_regimes)
+
+
+def test_a_row_is_safe_whatever_the_tables_make_of_it(tmp_path: Path) -> None:
+    facts = {"regime": "imbalance", "bed": "imbalance", "setting": {"sizes": {}, "rounds": 2}}
+    rows = Rows(tmp_path / "r.json", facts, {}, finish_regimes)
+    for arm, final in (("random", 0.45), (ORACLE, 0.44), (DEFAULT, 0.46)):
+        rows.keep(row(arm, 0, final))
+    assert "gap_closed" not in json.loads((tmp_path / "r.json").read_text())["summary"][DEFAULT]
+
+    def fails(data: dict[str, Any]) -> str:
+        raise ValueError("no table")
+
+    with pytest.raises(ValueError, match="no table"):
+        Rows(tmp_path / "r.json", facts, {}, fails).keep(row("dot", 0, 0.5))
+    assert Rows(tmp_path / "r.json", facts, {}, finish_regimes).has("dot", 0)
+    (tmp_path / "notes.md").write_text("mine\n")
+    with pytest.raises(GradAlignError, match=r"notes\.md would be overwritten"):
+        Rows(tmp_path / "notes.json", facts, {}, finish_regimes)
 
 
 SMALL = (

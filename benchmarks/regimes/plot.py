@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
 import matplotlib
@@ -45,7 +45,7 @@ def main() -> None:
 
 def table(data: dict[str, Any]) -> str:
     """A line an arm, medians over its seeds; then the contenders against the baselines."""
-    runs, rounds = by_arm(data["rows"]), data["setting"]["rounds"]
+    runs = by_arm(data["rows"])
     seeds = sorted({row["seed"] for row in data["rows"]})
     start = median(row["accuracy"][0] for row in data["rows"])
     lines = []
@@ -54,7 +54,7 @@ def table(data: dict[str, Any]) -> str:
         lines.append([
             f"`{arm}`", str(len(rows)), spread([row["final_accuracy"] for row in rows]),
             text_of(median(row["chosen_share"][0] for row in rows), ".2f"),
-            text_of(median(mean(row["chosen_share"][:rounds]) for row in rows), ".2f"),
+            text_of(made["chosen_share"], ".2f"),
             f"{made['rollouts']:,.0f}", text_of(made.get("gap_closed"), ".2f"),
         ])  # fmt: skip
     if longer := at_equal_rollouts(runs):

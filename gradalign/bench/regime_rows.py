@@ -11,6 +11,7 @@ from typing import Any
 from filelock import FileLock
 
 from gradalign.bench.regime_arms import ARMS
+from gradalign.bench.results import require_own
 from gradalign.errors import GradAlignError
 from gradalign.files import check_writable, read_json, replacing, write_json
 
@@ -45,6 +46,7 @@ class Rows:
         self.claims = path.with_suffix(".claims")
         check_writable(path)
         self._read()
+        require_own(path.with_suffix(".md"), TITLE)
         self.claims.mkdir(exist_ok=True)
 
     def has(self, arm: str, seed: int) -> bool:
@@ -62,6 +64,7 @@ class Rows:
         with FileLock(self.claims / "file.lock"):
             data = self._read()
             data["rows"] = sorted([*data["rows"], row], key=lambda own: (own["seed"], list(ARMS).index(own["arm"])))
+            write_json(self.path, data)  # the run is safe, whatever becomes of the tables
             self._write(data)
 
     def refresh(self) -> None:

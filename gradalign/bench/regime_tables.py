@@ -25,9 +25,10 @@ NOTES = """\
 - steps and rollouts to random: where the arm first reaches `random`'s final accuracy, as shares of `random`'s steps
   and rollouts there; `-` where it does not. Rollouts count everything sampled: to choose, for the validation set, to
   train.
-- `random` at equal rollouts: its accuracy (mean of the two evaluations up to there) once it has spent as many rollouts
-  as the default has at the end, or taken three times the steps.
-- gap closed: (arm - random) / (oracle - random), of the final accuracies' medians over the arm's seeds.
+- `random`, trained on: its accuracy (mean of the two evaluations up to there) once it has spent as many rollouts as the
+  default has at the end, or taken three times the steps, which may come first.
+- gap closed: (arm - random) / (oracle - random), of the final accuracies' medians over the arm's seeds; `-` where the
+  oracle ends no higher than `random`.
 - p: paired permutation test over seeds that the one ends higher, one-sided, Holm-adjusted over an arm's baselines; n
   seeds cannot give less than 2 ** -n, times the number of baselines."""
 
@@ -64,14 +65,15 @@ def summary(runs: Runs) -> dict[str, dict[str, float]]:
     for arm, rows in runs.items():
         names = ("final_accuracy", "best_accuracy", "area", "rollouts")
         found[arm] = {name: median(row[name] for row in rows.values()) for name in names}
-        found[arm]["chosen_share"] = median(mean(row["chosen_share"]) for row in rows.values())
+        found[arm]["chosen_share"] = median(share_chosen(row) for row in rows.values())
         found[arm]["collapsed"] = sum(row["collapsed"] for row in rows.values())
         shared = rows.keys() & runs.get("random", {}).keys() & runs.get(ORACLE, {}).keys()
         if shared:
             here, low, high = (
                 median(runs[one][seed]["final_accuracy"] for seed in shared) for one in (arm, "random", ORACLE)
             )
-            found[arm]["gap_closed"] = (here - low) / (high - low) if high > low else float("nan")
+            if high > low:
+                found[arm]["gap_closed"] = (here - low) / (high - low)
     return found
 
 
@@ -94,6 +96,11 @@ def tests(runs: Runs) -> list[dict[str, Any]]:
     return found
 
 
+def share_chosen(row: dict[str, Any]) -> float:
+    """Mean of the shares of the rounds at equal steps."""
+    return mean(row["chosen_share"][: row["steps_at"].index(row["steps"])])
+
+
 def reached(row: dict[str, Any], level: float) -> int | None:
     """Place of the first evaluation after training began that is at least ``level``."""
     return next((i for i, value in enumerate(row["accuracy"]) if i and value >= level), None)
@@ -107,11 +114,11 @@ def _accuracies(runs: Runs, made: dict[str, dict[str, float]], told: str) -> str
         accuracies = [spread([row[n] for row in rows]) for n in ("final_accuracy", "best_accuracy", "area")]
         lines.append([
             f"`{arm}`", str(len(rows)), *accuracies,
-            spread([mean(row["chosen_share"]) for row in rows]), f"{made[arm]['rollouts']:,.0f}",
+            spread(list(map(share_chosen, rows))), f"{made[arm]['rollouts']:,.0f}",
             f"{made[arm]['gap_closed']:.2f}" if "gap_closed" in made[arm] else "-", str(made[arm]["collapsed"]),
         ])  # fmt: skip
     if longer := at_equal_rollouts(runs):
-        lines.append(["`random` at equal rollouts", str(len(longer)), spread(longer), *["-"] * 6])
+        lines.append(["`random`, trained on", str(len(longer)), spread(longer), *["-"] * 6])
     return markdown_table(columns, lines)
 
 

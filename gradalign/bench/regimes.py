@@ -158,6 +158,8 @@ def measure_regimes(plan: RegimesPlan, rows: Rows, tell: Callable[[str], None], 
             f"{plan.bed} {arm} seed {seed}: {row['accuracy'][0]:.3f} -> {row['final_accuracy']:.3f}, share "
             f"{mean(row['chosen_share']):.2f}; {left} runs left, about {left * mean(spent) / 60:.0f} min of one process"
         )
+    if left := len(rows.missing(plan.runs)):
+        tell(f"{left} runs are with other processes; should one of those have been stopped, run the same command again")
 
 
 def run(bed_name: str, arm: str, seed: int, setting: Setting, subject: Subject = EMBEDDED) -> dict[str, Any]:

@@ -45,8 +45,7 @@ class Results:
         self.data: dict[str, Any] = {**facts, "measured": {}}
         if path.exists():
             self.data = _same(path, facts)
-        if self.markdown.exists() and not _starts(self.markdown, TITLE):
-            raise GradAlignError(f"option --out: {self.markdown} would be overwritten, and holds no results")
+        require_own(self.markdown, TITLE)
         check_writable(path)
 
     @property
@@ -86,12 +85,21 @@ def _differences(saved: dict[str, Any], facts: dict[str, Any]) -> list[str]:
     return sorted(differ - {"out"})
 
 
-def _starts(path: Path, text: str) -> bool:
+def require_own(path: Path, title: str) -> None:
+    """Refuse to overwrite what is no benchmark's Markdown.
+
+    Raises:
+        GradAlignError: the file begins with something else than ``title``.
+    """
+    if not path.exists():
+        return
     try:
         with path.open(encoding="utf-8") as file:
-            return file.read(len(text)) == text
+            own = file.read(len(title)) == title
     except (OSError, UnicodeDecodeError):
-        return False
+        own = False
+    if not own:
+        raise GradAlignError(f"option --out: {path} would be overwritten, and holds no results; name another file")
 
 
 def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
