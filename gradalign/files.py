@@ -103,4 +103,4 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise GradAlignError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise GradAlignError(f"{path}: not JSON ({error})") from error
+        raise GradAlignError(f"{path}: not JSON ({error}); restore it, or name another") from error

@@ -14,15 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from gradalign.alignment.record import Alignment, Numbers
+from gradalign.alignment.table import write_alignments
 from gradalign.errors import GradAlignWarning
 from gradalign.files import write_json
 from gradalign.report import problems
-from gradalign.report.charts import COLOURS, MARKS, SIGNS
+from gradalign.report.charts import MARKS, SIGNS
 from gradalign.report.logs import Log, read_log
 from gradalign.report.page import asset
+from gradalign.report.pictures import MARKS as PNG_MARKS
 from gradalign.report.problems import FIELDS, evenly, sample
 from gradalign.report.runs import read_runs
-from gradalign.report.series import panels, spread
+from gradalign.report.series import COLOURS, mark, panels, spread
 from gradalign.report.summary import costs, tell
 from gradalign.rollouts.table import read_rollouts, write_rollouts
 from tests.conftest import Ran, make_groups
@@ -180,17 +182,34 @@ def _folder(tmp_path: Path, **files: str) -> Path:
     return folder
 
 
+def _begun(tmp_path: Path) -> Path:
+    """A demo that was stopped when its first training began."""
+    folder = _folder(tmp_path, config_json='{"command": "demo", "options": {}}')
+    (folder / "train-random").mkdir()
+    return folder
+
+
+def _timed(demo: Path, tmp_path: Path, seconds: Any) -> Path:
+    shutil.copytree(demo / "train-gradalign", tmp_path / "T")
+    metrics = tmp_path / "T" / "round-0000" / "metrics.json"
+    write_json(metrics, json.loads(metrics.read_text()) | {"seconds": seconds})
+    return tmp_path / "T"
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda t, demo: [t / "none"], "none: no such file"),
-        (lambda t, demo: [_folder(t)], "D: is empty; name a folder of gradalign select, train, demo"),
+        (lambda t, demo: [_folder(t)], "D: is empty; name a folder of gradalign select, train, verl, demo"),
         (lambda t, demo: [_folder(t, a_txt="x")], "D: holds no run (no config.json, no round-0000)"),
         (lambda t, demo: [_folder(t, config_json="[]")], "config.json: is not what gradalign writes there"),
         (lambda t, demo: [_folder(t, config_json="{")], "config.json: not JSON"),
         (lambda t, demo: [_folder(t, config_json='{"command": "audit", "options": {}}')], "D: is of gradalign audit"),
         (lambda t, demo: [_folder(t, config_json='{"command": "select", "options": {}}')], "has finished nothing yet"),
-        (lambda t, demo: [demo / "config.json"], "config.json: cannot be read as Parquet"),
+        (lambda t, demo: [_folder(t, config_json='{"command": "train", "options": {"model": 5}}')], "is not a run's"),
+        (lambda t, demo: [_begun(t)], "has finished nothing yet; report it when a round is done"),
+        (lambda t, demo: [_timed(demo, t, [1])], "metrics.json: is not a round's"),
+        (lambda t, demo: [demo / "config.json"], "name a table of gradalign score or a run's folder"),
         (lambda t, demo: [demo / "round-0000" / "candidates.parquet"], "no column 'status'; name an alignment table"),
         (lambda t, demo: [demo, demo], "is given twice"),
         (lambda t, demo: [], "RUN is missing"),
@@ -327,11 +346,12 @@ def test_scores_are_spread_by_source_and_the_smallest_sources_are_one() -> None:
 def test_the_trainers_log(tmp_path: Path) -> None:
     entries: list[dict[str, Any]] = [
         {"step": 0, "eval_reward": 0.1, "eval_runtime": 2.0},
-        {"step": 2, "reward": 0.5, "gradalign/round": 0.0, "step_time": 3.0, "gradalign/seconds": 1.0},
-        {"step": 4, "reward": float("nan"), "gradalign/round": 1.0, "step_time": 1.0},
+        {"step": 2, "epoch": 2 / 3, "reward": 0.5, "gradalign/round": 0.0, "step_time": 3.0, "gradalign/seconds": 1.0},
+        {"step": 4, "epoch": 4 / 3, "reward": float("nan"), "gradalign/round": 1.0, "step_time": 1.0},
     ]
     log = Log(entries, 5, 8, [], None, None)
-    assert (log.span(0), log.span(1), log.span(2)) == ((1, 3), (3, 5), None)
+    assert (log.span(0), log.span(1), log.span(2)) == ((0, 3), (3, 5), None)
+    assert Log([{"step": 3, "reward": 0.5}], 5, 8, [], None, None).span(0) is None
     assert log.series("reward") == [(2, 0.5)]
     assert log.seconds(0) == {"training": 8.0, "evaluation": 2.0}
     assert log.seconds(3) == {"training": 5.0, "evaluation": 2.0, "choosing batches": 3.0}
@@ -360,4 +380,22 @@ def test_every_colour_has_a_value_in_both_modes() -> None:
     names = [f"{kind}-{i}" for kind in ("run", "source", "cost") for i in range(COLOURS)]
     for name in [*names, "chosen", "left"]:
         assert re.search(rf"--{name}: (light-dark\(#\w{{6}}, #\w{{6}}\)|var\(--source-\d\));", style), name
-    assert len(SIGNS) == len(MARKS) == COLOURS
+    assert len(SIGNS) == len(MARKS) == len(PNG_MARKS) == COLOURS
+    looks = {(run % COLOURS, mark(run)) for run in range(COLOURS**2)}
+    assert len(looks) == COLOURS**2
+
+
+def test_a_run_of_verl_has_rounds(gradalign: Run, demo: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(demo / "train-gradalign" / "round-0000", run / "round-0000")
+    options = {"strategy": "dot", "engine": "exact", "contributions": False, "gates": None, "rank": None, "pick": None}
+    write_json(run / "config.json", {"command": "verl", "options": {**options, "model": "embedded", "rounds": 3}})
+    assert "by dot, 1 round, unfinished: 1 of 3 rounds were begun" in gradalign("report", run).out
+
+
+def test_a_name_with_a_dollar_is_drawn_as_it_stands(gradalign: Run, tmp_path: Path) -> None:
+    name = r"$\foo$ <b>"
+    rows = [Alignment(f"k{i}", name, "scored", 0.5, 4, 8, Numbers(), None, float(i), None, 1, i < 2) for i in range(6)]
+    write_alignments(tmp_path / "s.parquet", rows)
+    ran = gradalign("report", tmp_path / "s.parquet", "--out", tmp_path / "r.html", "--png", tmp_path / "png")
+    assert ran.status == 0, ran.err

@@ -256,6 +256,8 @@ def test_texts_stay_texts(visit: Callable[..., Page], gradalign: Run, tmp_path: 
     page.locator("#scatter .points path").last.hover(force=True)
     expect(page.locator("#scatter .hovertext")).to_contain_text("onerror")
     assert page.locator("img").count() == 0
+    expect(page.locator("#boxes .ytick text").first).to_contain_text("onerror")
+    expect(page.locator("#boxes .xtitle")).to_contain_text("onerror")
     ran = gradalign("report", tmp_path / "s.parquet", "--format", "md")
     text = (tmp_path / "s.report.md").read_text()
     assert "<img" not in text.replace("\\<img", "")

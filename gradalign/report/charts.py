@@ -12,14 +12,11 @@ from typing import Any
 
 from plotly import graph_objects
 
-from gradalign.report.series import Panel, Spread, Stack
+from gradalign.report.series import COLOURS, Panel, Spread, Stack, mark
 
-DASHES = ("solid", "dash", "dot", "dashdot")
 MARKS = ("circle", "diamond", "square", "triangle-up", "x", "star", "cross", "hexagon")
 SIGNS = "●◆■▲✕★✚⬢"
 """The marks as characters, for legends."""
-COLOURS = 8
-"""Colours of runs and of sources in the style; further ones begin again with other marks."""
 Figure = dict[str, Any]
 
 
@@ -43,7 +40,7 @@ def panel(made: Panel, names: Sequence[str]) -> Figure:
             x=[x + aside for x in line.x], y=[_short(y) for y in line.y], name=name, meta=f"run-{line.run % COLOURS}",
             mode="lines" if dense else "lines+markers", opacity=0.6 if line.dashed else 1,
             line={"width": 1.6 if dense else 2, "dash": "dot" if line.dashed else "solid"},
-            marker={"symbol": MARKS[line.run % len(MARKS)], "size": 5 if line.dashed else 7},
+            marker={"symbol": MARKS[mark(line.run)], "size": 5 if line.dashed else 7},
             error_y=None if line.error is None else {"array": [_short(e) for e in line.error], "thickness": 1.2},
             hovertemplate=f"%{{y:.4g}}<extra>{_plain(name)}</extra>", customdata=[line.run] * len(line.x),
             cliponaxis=False,
@@ -75,7 +72,7 @@ def stack(made: Stack, kind: str, x: str, percent: bool = False) -> Figure:
     form = ".0%" if percent else ",.1f"
     traces = [
         graph_objects.Bar(
-            y=made.bars, x=[_short(value) for value in values], name=name, meta=f"{kind}-{index % COLOURS}",
+            y=list(map(_plain, made.bars)), x=list(map(_short, values)), name=name, meta=f"{kind}-{index % COLOURS}",
             orientation="h", hovertemplate=f"%{{y}}: {_plain(name)} %{{x:{form}}}<extra></extra>",
         )
         for index, (name, values) in enumerate(made.parts.items())
@@ -97,11 +94,11 @@ def boxes(made: Spread, score: str) -> Figure:
         if known:
             low, first, middle, third, high = ([_short(row[i]) for _, row in known] for i in range(5))
             traces.append(graph_objects.Box(
-                y=[source for source, _ in known], lowerfence=low, q1=first, median=middle, q3=third, upperfence=high,
-                name=name, meta=name, orientation="h", line={"width": 1.5},
+                y=[_plain(source) for source, _ in known], lowerfence=low, q1=first, median=middle, q3=third,
+                upperfence=high, name=name, meta=name, orientation="h", line={"width": 1.5},
             ))  # fmt: skip
     return _figure(traces, {
-        "boxmode": "group", "height": 110 + 46 * len(made.sources), "xaxis": {"title": {"text": score}},
+        "boxmode": "group", "height": 110 + 46 * len(made.sources), "xaxis": {"title": {"text": _plain(score)}},
         "yaxis": {"autorange": "reversed", "automargin": True, "type": "category"},
     })  # fmt: skip
 
@@ -114,7 +111,7 @@ def _figure(traces: Sequence[Any], layout: Figure) -> Figure:
 
 
 def _plain(text: str) -> str:
-    """A name inside a template that knows tags and %{...}."""
+    """A name where plotly knows tags and %{...}."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("%{", "% {")
 
 

@@ -12,7 +12,7 @@ from gradalign.report.markdown import MARK
 from gradalign.report.page import asset, embedded, table, write_page
 from gradalign.report.problems import FIELDS, View, views
 from gradalign.report.runs import Run
-from gradalign.report.series import cost_stack, main_sources, panels, source_shares, spread
+from gradalign.report.series import COLOURS, cost_stack, main_sources, mark, panels, source_shares, spread
 from gradalign.report.summary import Cell, Table, agreement, cost_table, final, rounds, shown, sources
 
 try:
@@ -123,8 +123,7 @@ def _plot(name: str, title: str, note: str) -> str:
 
 def _legend(kind: str, names: Sequence[str]) -> str:
     items = "".join(
-        f'<li><i style="background:var(--{kind}-{i % charts.COLOURS})"></i>{escape(name)}</li>'
-        for i, name in enumerate(names)
+        f'<li><i style="background:var(--{kind}-{i % COLOURS})"></i>{escape(name)}</li>' for i, name in enumerate(names)
     )
     return f"<ul class=legend>{items}</ul>"
 
@@ -135,7 +134,7 @@ def _runs_legend(names: Sequence[str]) -> str:
         return ""
     items = "".join(
         f"<li><label><input type=checkbox checked data-run={i}>"
-        f'<b style="color:var(--run-{i % charts.COLOURS})" aria-hidden=true>{charts.SIGNS[i % len(charts.SIGNS)]}</b>'
+        f'<b style="color:var(--run-{i % COLOURS})" aria-hidden=true>{charts.SIGNS[mark(i)]}</b>'
         f"{escape(name)}</label></li>"
         for i, name in enumerate(names)
     )

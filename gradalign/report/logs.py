@@ -46,20 +46,18 @@ class Log:
         found = [(int(entry["step"]), entry[name]) for entry in self.entries if _number(entry.get(name))]
         return [(step, float(value)) for step, value in found]
 
-    def starts(self) -> dict[int, int]:
-        """Round -> the steps taken before it began, as far as the log tells."""
-        first: dict[int, int] = {}
-        for step, number in self.series("gradalign/round"):
-            first.setdefault(int(number), step - 1)
-        return first
+    @property
+    def round_steps(self) -> int | None:
+        """Steps of a round, which is an epoch to the trainer; None where the log does not tell."""
+        known = [(entry["step"], entry["epoch"]) for entry in self.entries if _number(entry.get("epoch"))]
+        return next((round(step / epoch) for step, epoch in reversed(known) if epoch > 0), None)
 
     def span(self, number: int) -> tuple[int, int] | None:
-        """Steps taken before and after round ``number``; None where the log does not tell."""
-        starts = self.starts()
-        if number not in starts:
+        """Steps taken before and after round ``number``; None where none was taken, or the log does not tell."""
+        steps = self.round_steps
+        if steps is None or number * steps >= self.step:
             return None
-        later = [step for other, step in starts.items() if other > number]
-        return starts[number], min(later, default=self.step)
+        return number * steps, min((number + 1) * steps, self.step)
 
     def seconds(self, batches: int) -> dict[str, float]:
         """Wall-clock time of training and evaluation.

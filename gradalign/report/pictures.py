@@ -11,9 +11,20 @@ from typing import Any
 from gradalign.errors import GradAlignError, missing_extra
 from gradalign.files import check_writable, replacing
 from gradalign.report.runs import Run
-from gradalign.report.series import Panel, Spread, Stack, cost_stack, main_sources, panels, source_shares, spread
+from gradalign.report.series import (
+    Panel,
+    Spread,
+    Stack,
+    cost_stack,
+    main_sources,
+    mark,
+    panels,
+    source_shares,
+    spread,
+)
 
 try:
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 except ImportError as error:
     raise missing_extra(str(error.name), "report") from error
@@ -56,8 +67,8 @@ def write_pictures(folder: Path, runs: Sequence[Run]) -> list[Path]:
         _check_own(path)
     for path, (draw, height) in paths.items():
         figure = Figure(figsize=(6, height), layout="constrained")
-        draw(figure.add_subplot())
-        with replacing(path) as part:
+        with rc_context({"text.parse_math": False}), replacing(path) as part:  # a name's $ is a $
+            draw(figure.add_subplot())
             figure.savefig(part, format="png", dpi=200, metadata={"Software": MADE_BY})
     return list(paths)
 
@@ -78,7 +89,7 @@ def _lines(axes: Any, made: Panel, names: Sequence[str]) -> None:
             label = f"{names[line.run]}{', ' if line.name else ''}{line.name}"
             style: dict[str, Any] = {
                 "color": COLOURS[line.run % len(COLOURS)], "label": label, "ls": ":" if line.dashed else "-", "lw": 1.4,
-                "marker": "" if len(line.x) > 60 else MARKS[line.run % len(MARKS)], "ms": 4,
+                "marker": "" if len(line.x) > 60 else MARKS[mark(line.run)], "ms": 4,
             }  # fmt: skip
             if line.error is None:
                 axes.plot(line.x, line.y, **style)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from gradalign.report.logs import Log, read_log
 from gradalign.rows import require_file
 from gradalign.selection import find_strategy
 
-COMMANDS = ("select", "train", "demo")
+COMMANDS = ("select", "train", "verl", "demo")
 """Commands whose folders can be read."""
 
 
@@ -123,20 +123,18 @@ def _named(runs: list[Run]) -> list[Run]:
     return [dataclasses.replace(run, name=name) for run, name in zip(runs, names, strict=True)]
 
 
-def _folder(path: Path) -> Iterator[Run]:
+def _folder(path: Path) -> list[Run]:
     config = _config(path)
     command, options = config.get("command", "train"), config.get("options", {})
     run = _run(path, path.resolve().name, command, options)
-    if not run.rounds and not run.others:
+    arms = [_run(other, f"{path.resolve().name}/{other.name}", "train", {"model": "embedded"}) for other in run.others]
+    whole = [found for found in (run, *arms) if found.rounds]
+    if not whole:
         raise GradAlignError(f"{path}: its run has finished nothing yet; report it when a round is done")
-    if run.rounds:
-        yield run
-    for other in run.others:
-        arm = _run(other, f"{path.resolve().name}/{other.name}", "train", {"model": "embedded"})
-        if arm.rounds:
-            yield arm
-        else:
-            warn(f"{other}: has finished nothing yet, and is left out")
+    for arm in arms:
+        if not arm.rounds:
+            warn(f"{arm.path}: has finished nothing yet, and is left out")
+    return whole
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -153,7 +151,8 @@ def _config(path: Path) -> dict[str, Any]:
             raise GradAlignError(f"{path}: holds no run (no {CONFIG}, no round-0000); {what}")
         return {}
     config = _object(path / CONFIG)
-    if not isinstance(config.get("options"), dict):
+    options = config.get("options")
+    if not isinstance(options, dict) or not isinstance(options.get("model") or "", str):
         raise GradAlignError(f"{path / CONFIG}: is not a run's configuration; {what}")
     if config.get("command") not in COMMANDS:
         raise GradAlignError(f"{path}: is of gradalign {config.get('command')}, which has no rounds; {what}")
@@ -176,6 +175,8 @@ def _run(path: Path, name: str, command: str, options: dict[str, Any]) -> Run:
     elif command == "train" and not (path / "model").is_dir() and (log is None or log.step < log.planned):
         steps = "no checkpoint yet" if log is None else f"{log.step:,} of {log.planned:,} steps at its last checkpoint"
         unfinished = f"training has not ended ({steps})"
+    elif command == "verl" and len(whole) < options.get("rounds", 0):
+        unfinished = f"{len(whole)} of {options['rounds']} rounds were begun"
     elif command == "demo" and options.get("rounds") and not others:
         unfinished = "training has not begun"
     strategy = _strategy(path, command, options)
@@ -190,7 +191,7 @@ def _strategy(path: Path, command: str, options: dict[str, Any]) -> str:
     """By what is chosen, from the options, a training run's state, or a round's plan."""
     if command == "demo":
         return "gradalign"
-    if command == "select":
+    if command in ("select", "verl"):
         o = options
         try:
             found = find_strategy(o["strategy"], o["engine"], o["contributions"], o["gates"], o["rank"], o["pick"])
@@ -222,6 +223,8 @@ def _round(number: int, folder: Path) -> Round:
     if not batches and table.exists() and metrics.exists():  # metrics come last
         alignments = read_table(table)
     facts = _object(metrics) if metrics.exists() else None
+    if facts is not None and not all(isinstance(facts.get(name) or {}, dict) for name in ("direction", "seconds")):
+        raise GradAlignError(f"{metrics}: is not a round's (direction and seconds are objects); run the command again")
     rollouts, written = (path if path.exists() else None for path in (folder / TABLE, folder / FILES["trl"]))
     sampled = rollouts is not None or bool(batches)
     return Round(number, alignments, facts, len(batches), sampled, rollouts, written)
@@ -271,7 +274,10 @@ def read_table(path: Path) -> list[Alignment]:
             rows = file.read(columns).cast(pa.schema([SCHEMA.field(name) for name in columns])).to_pylist()
     except (OSError, pa.ArrowException, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise GradAlignError(f"{path}: cannot be read as Parquet ({reason}); run the same command again") from error
+        raise GradAlignError(
+            f"{path}: cannot be read as Parquet ({reason}); name a table of gradalign score or a run's folder, and "
+            "where it was cut short run the command that wrote it again"
+        ) from error
     if not rows:
         raise GradAlignError(f"{path}: holds no problem; score some with gradalign score")
     found = []

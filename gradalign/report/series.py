@@ -20,6 +20,13 @@ SOURCES = 8
 OTHERS = "all others"
 BARS = 24
 """Rounds whose sources are drawn, at most."""
+COLOURS = 8
+"""Colours and marks of runs."""
+
+
+def mark(run: int) -> int:
+    """A run's mark: the eight with the same colour have different ones."""
+    return (run + run // COLOURS) % COLOURS
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@
 
   const points = () => {
     const measure = by("measure").value, places = new Map(view.rows.map((row, i) => [row, i]));
-    const rows = view.rows.filter((row) => get(row, measure) !== null && get(row, "pass_rate") !== null);
+    const rows = view.rows.filter((row) => get(row, measure) != null && get(row, "pass_rate") !== null);
     const trace = (name, symbol, side) => {
       const mine = rows.filter((row) => get(row, "selected") === side);
       return {
