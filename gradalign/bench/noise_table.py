@@ -14,7 +14,7 @@ from gradalign.bench.noise_data import ARMS
 from gradalign.bench.results import markdown_table, provenance
 from gradalign.bench.significance import flipped, holm
 
-SHOWN = (DEFAULT, "expected", "corr")
+SHOWN = (DEFAULT, "guarded_dot", "expected", "corr")
 """Strategies whose races the table tells of; the JSON has all."""
 
 Cells = dict[tuple[str, str, str, int], dict[int, dict[str, Any]]]
