@@ -12,11 +12,14 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from gradalign.cli.train import _end_at
+from gradalign.policy.load import load_policy
 from gradalign.problems.embedded import make_pool
 from gradalign.problems.write import trl_row
 from gradalign.rewards.base import Reward
 from gradalign.rewards.coin import Coin
 from gradalign.rewards.countdown import countdown
+from gradalign.rollouts.sample import end_tokens
 from gradalign.trainers.trl.rewards import RewardFunction
 from tests.conftest import Ran
 
@@ -152,6 +155,29 @@ def test_a_killed_run_goes_on_by_the_same_command(
     ran = gradalign("train", "--config", path)
     assert ran.status == 0, ran.err
     assert "round 1: step 4" in ran.out
+
+
+def test_completions_are_logged_and_the_run_goes_on(
+    gradalign: Run, recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = recipe(test=None, max_steps=2)
+    for _ in range(2):
+        ran = gradalign("train", "--config", path, "--log-completions", "true")
+        assert ran.status == 0, ran.err
+    assert (tmp_path / "run" / "completions").is_dir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    refused = gradalign("train", "--config", path, "--log-completions", "true", "--out", tmp_path / "other")
+    assert "is not empty and holds no run" in refused.error
+    assert [p.name for p in (tmp_path / "other").iterdir()] == ["notes.txt"]
+
+
+def test_further_ends_are_added_to_the_models_own() -> None:
+    policy = load_policy("embedded", device="cpu")
+    own, further = end_tokens(policy), policy.tokenizer.encode("+", add_special_tokens=False)
+    policy.model.generation_config.eos_token_id = [*own, 5]
+    _end_at(policy, ("+",))
+    assert end_tokens(policy) == {*own, 5, *further}
 
 
 def _dying(self: Any) -> None:

@@ -88,11 +88,28 @@ def test_a_problem_that_no_reward_judges_is_marked_and_left_out(tmp_path: Path) 
         paid = countdown(completions, **columns)
         return [None if s == "sub2" else p for p, s in zip(paid, source, strict=True)]
 
-    made: Any = trainer(tmp_path, partial, max_steps=2, chunk=48)
+    made: Any = trainer(tmp_path, partial, max_steps=2, chunk=48, batch_rollouts=8)  # a batch is one problem
     made.train()
     table = read_alignments(tmp_path / "round-0000" / "alignments.parquet")
     assert {a.status for a in table if a.source == "sub2"} == {"failed"}
     assert not any(a.selected for a in table if a.source == "sub2")
+
+
+def test_a_reward_that_judges_nothing_is_told(tmp_path: Path) -> None:
+    def nothing(completions: list[str], **_: Any) -> list[float | None]:
+        return [None] * len(completions)
+
+    with pytest.raises(GradAlignError, match=r"none of 16 problems could be chosen \(16 failed\)"):
+        trainer(tmp_path, nothing, max_steps=2, strategy="accgreedy").train()
+
+
+def test_a_problem_whose_responses_are_all_cut_short_carries_no_gradient(tmp_path: Path) -> None:
+    trainer(tmp_path, max_steps=2, chunk=48, mask_truncated_completions=True, max_completion_length=2).train()
+    groups = read_rollouts(tmp_path / "round-0000" / "candidates.parquet")
+    varied = [g for g in groups if g.status == "scored"]
+    cut = {g.key for g in varied if all(r.finish_reason == "length" for r in g.rollouts)}
+    table = {a.key: a.status for a in read_alignments(tmp_path / "round-0000" / "alignments.parquet")}
+    assert cut == {key for key, status in table.items() if status == "no_tokens"} != set()
 
 
 def test_a_reward_of_the_wrong_length_is_told(tmp_path: Path) -> None:

@@ -72,10 +72,13 @@ def test_half_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "differs"),
     [
-        ({"strategy": "dot"}, "strategy"),
+        ({"strategy": "dot"}, "recipe, strategy"),
         ({"seed": 7}, "seed"),
         ({"chunk": 20}, "candidates"),
         ({"pool": 40}, "train_dat"),
+        ({"rank": "negative"}, "recipe"),
+        ({"top": 4}, "size"),
+        ({"temperature": 0.5}, "objective"),
     ],
 )
 def test_another_runs_checkpoint_is_refused(tmp_path: Path, changed: dict[str, Any], differs: str) -> None:
@@ -95,6 +98,23 @@ def test_a_checkpoint_within_a_generation_batch_costs_that_batch_alone(tmp_path:
     made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert [step for step, *_ in made.batches] == [2, 4]  # the torn one is sampled anew, the next comes in its place
     assert set(made.batches[1][1]) <= set(made.curriculum.state.history[1])
+
+
+def test_a_finished_run_stays_as_it_is(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {
+        "max_steps": 3,
+        "steps_per_round": 2,
+        "lr_scheduler_type": "constant",
+        "evaluate": True,
+    }
+    made = trainer(tmp_path, **arguments)
+    made.train()
+    again = trainer(tmp_path, **arguments)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 3
+    assert weights(again.model) == weights(made.model)
+    assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+    assert len(again.state.log_history) == len(made.state.log_history)
 
 
 @pytest.mark.usefixtures("watched")

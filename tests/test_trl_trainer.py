@@ -14,6 +14,8 @@ from transformers import TrainerCallback
 
 from gradalign.alignment.exact import Exact
 from gradalign.alignment.table import read_alignments
+from gradalign.curriculum.history import saved_history
+from gradalign.curriculum.state import HISTORY
 from gradalign.errors import GradAlignWarning
 from gradalign.policy.group import Group, Rollout
 from gradalign.rewards.countdown import countdown
@@ -151,6 +153,18 @@ def test_batch_mode_trains_on_what_it_scored_and_adds_forward_passes_only(
     assert {a.key for a in table if (a.rank or 99) <= 4} == {g.key for g in kept[0]}
     assert made.curriculum.state.reused == 4 * 16
     assert made.curriculum.state.sampled == 4 * 48 + 2 * 32 * 4
+
+
+def test_what_a_gate_refused_fills_a_batch_last(tmp_path: Path) -> None:
+    gate = "band(low=0.4, high=0.6)"
+    trainer(tmp_path, max_steps=2, mode="batch", oversample=3, gates=[gate]).train()
+    (history,) = saved_history(tmp_path / "checkpoint-2" / HISTORY)
+    for number in range(2):
+        table = read_alignments(tmp_path / "round-0000" / f"batch-{number:05d}.alignments.parquet")
+        trained = history[4 * number : 4 * number + 4]
+        selected = {a.key for a in table if a.selected}
+        assert len(selected) < 4
+        assert selected <= {*trained} <= selected | {a.key for a in table if a.status == "zero_variance"}
 
 
 @pytest.mark.parametrize("scale", ["group", "none", "batch"])

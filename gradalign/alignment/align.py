@@ -115,6 +115,7 @@ class Scorer:
         Raises:
             GradAlignError: no validation problem carries a gradient; targets that do not fit.
         """
+        validation = self.objective.marked(validation)
         trusted = [g for g in validation if g.status == "scored" and self.targets.get(g.source, 1.0) > 0]
         if self.targets or references:
             direction = follow(
@@ -166,6 +167,7 @@ class Scorer:
         """
         seconds: dict[str, float] = {}
         require_compared(direction, self.wanted)
+        candidates = self.objective.marked(candidates)
         scored = [group for group in candidates if group.status == "scored"]
         start = time.perf_counter()
         rates = np.array([group.rewards.mean() for group in scored])

@@ -15,13 +15,14 @@ from gradalign.alignment.align import Progress
 from gradalign.cli.options import Count, RewardOptions
 from gradalign.cli.problem_options import ProblemOptions
 from gradalign.config import Given, parse_further, resolved
-from gradalign.curriculum.folder import open_run
+from gradalign.curriculum.folder import begin_run, check_run
 from gradalign.errors import GradAlignError, missing_extra
 from gradalign.policy.load import Policy, load_policy
 from gradalign.problems.pool import Pool
 from gradalign.problems.read import overlap
 from gradalign.problems.schema import fingerprint
 from gradalign.report.console import progress_bars, show
+from gradalign.rollouts.sample import end_tokens
 
 try:
     from gradalign.trainers.trl.run import TrainJob, further_options
@@ -88,9 +89,10 @@ def run(arguments: Sequence[str]) -> None:
             "target_modules": _modules(options.lora_target_modules), "task_type": "CAUSAL_LM",
         }  # fmt: skip
     with progress_bars() as progress:
+        new = check_run(options.out, facts)  # before the trainer makes folders there
         trainer = _made(job, lora, progress, options)
-        if trainer.accelerator.is_main_process:
-            open_run(options.out, facts)
+        if new and trainer.accelerator.is_main_process:
+            begin_run(options.out, facts)
         job.train(trainer, show)
 
 
@@ -139,7 +141,7 @@ def _end_at(policy: Policy, stop: tuple[str, ...]) -> None:
     Raises:
         GradAlignError: a text is not one token.
     """
-    ends = [policy.tokenizer.eos_token_id]
+    ends = sorted(end_tokens(policy))
     for text in (text.replace("\\n", "\n") for text in stop):
         ids = policy.tokenizer.encode(text, add_special_tokens=False)
         if len(ids) != 1:

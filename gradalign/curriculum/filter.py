@@ -87,8 +87,8 @@ class BatchFilter(Curriculum):
             sampler: of that policy.
 
         Returns:
-            The ``keep`` best groups; where fewer were scored, groups that carry no gradient fill the batch. Numbers to
-            log, without prefix.
+            The ``keep`` best groups; where fewer were selected, groups that carry no gradient fill the batch, and only
+            then those that a gate refused or a cap left out. Numbers to log, without prefix.
         """
         start = time.perf_counter()
         chunk = [self.pool[i] for i in self.chunks[batch]]
@@ -110,8 +110,7 @@ class BatchFilter(Curriculum):
         else:
             alignments = [Alignment.of(group) for group in groups]
         choose(alignments, plan.strategy, Size(top=keep), plan.seed)
-        best = sorted(range(len(groups)), key=lambda i: alignments[i].rank or 0)[:keep]
-        chosen = [groups[i] for i in best]
+        chosen = [groups[i] for i in sorted(range(len(groups)), key=lambda i: _place(alignments[i]))[:keep]]
         keys = {group.key for group in chosen}
         state = self.state
         rollouts = sum(len(group.rollouts) for group in groups)
@@ -130,3 +129,9 @@ class BatchFilter(Curriculum):
             "rollouts_total": float(state.sampled),
             "seconds": time.perf_counter() - start,
         }
+
+
+def _place(alignment: Alignment) -> tuple[bool, bool, bool, int]:
+    """Where a candidate stands when a batch is filled."""
+    moves, judged = alignment.status == "scored", alignment.status != "failed"
+    return not alignment.selected, not judged, moves, alignment.rank or 0

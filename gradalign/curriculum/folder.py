@@ -18,13 +18,29 @@ APART = (
 
 
 def open_run(folder: Path, config: dict[str, Any], free: Collection[str] = ()) -> None:
-    """Make ``folder`` this run's, or find that it already is.
+    """Make ``folder`` this run's, or find that it already is; see `check_run`."""
+    if check_run(folder, config, free):
+        begin_run(folder, config)
+
+
+def begin_run(folder: Path, config: dict[str, Any]) -> None:
+    """Make ``folder``, where it does not exist, and save the run's configuration there."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / CONFIG, config)
+
+
+def check_run(folder: Path, config: dict[str, Any], free: Collection[str] = ()) -> bool:
+    """Find out whether ``folder`` is, or can be made, this run's.
 
     Args:
-        folder: of the run; made where it does not exist.
+        folder: of the run.
         config: what `gradalign.config.resolved` gives; runs are the same when all of it but ``versions``, ``commit``
             and the options of `APART` is.
         free: further options that may differ from one start to the next; the last ones are kept.
+
+    Returns:
+        Whether the configuration is still to be saved.
 
     Raises:
         GradAlignError: the folder holds another run or other things, or cannot be written to.
@@ -35,19 +51,15 @@ def open_run(folder: Path, config: dict[str, Any], free: Collection[str] = ()) -
     if saved.exists():
         differ = _differences(read_json(saved), config)
         own = [name for name in differ if name not in free]
-        if differ and (not own or _unstarted(folder)):
-            write_json(saved, config)
-        elif own:
+        if own and not _unstarted(folder):
             raise GradAlignError(
                 f"{folder}: holds another run (differs in {', '.join(own)}); name another folder, or give "
                 f"the options saved in {saved}"
             )
-    elif folder.exists() and any(folder.iterdir()):
+        return bool(differ)
+    if folder.exists() and any(folder.iterdir()):
         raise GradAlignError(f"{folder}: is not empty and holds no run; name another folder")
-    else:
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        write_json(saved, config)
+    return True
 
 
 def same_run(saved: Path, config: dict[str, Any]) -> bool:

@@ -11,7 +11,8 @@ On-policy the importance ratio is 1 and clipping does nothing; a KL term is neve
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -80,6 +81,15 @@ class Objective:
         if self.aggregation == "sequence_mean":
             return counted / lengths, float(count)
         return counted, float(count)
+
+    def marked(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups; ``no_tokens`` is said of those whose rollouts were all truncated, where such count nowhere."""
+        return [
+            replace(group, invalid="no_tokens")
+            if self.mask_truncated and group.status == "scored" and not self.weights(group)[0].any()
+            else group
+            for group in groups
+        ]
 
     def coefficients(self, group: Group) -> Floats:
         """(rollouts,) the coefficient A_k w_k / Z of every counted token of rollout k."""

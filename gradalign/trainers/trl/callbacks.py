@@ -38,6 +38,7 @@ class Rounds(TrainerCallback):
 
     def __init__(self, trainer: GradAlignTrainer) -> None:
         self.trainer = trainer
+        self.begun_at = -1
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Count passes from the run's start, so that generation batches end with rounds after a resume too."""
@@ -46,6 +47,7 @@ class Rounds(TrainerCallback):
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """A round is an epoch."""
+        self.begun_at = state.global_step
         self.trainer.begin_round()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -54,9 +56,10 @@ class Rounds(TrainerCallback):
         self.trainer.curriculum.groups = {}
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Where nothing was left to choose, nothing was trained in this epoch; only what is not saved yet is saved."""
+        """Where nothing was trained in this epoch, since nothing was left to choose or the run had ended before, only
+        what is not saved yet is saved."""
         assert self.trainer.curriculum is not None
-        if self.trainer.curriculum.ended:
+        if self.trainer.curriculum.ended or state.global_step == self.begun_at:
             control.should_evaluate = False
             last = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
             control.should_save = state.global_step > 0 and not is_complete(last)

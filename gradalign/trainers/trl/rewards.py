@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import hashlib
+import inspect
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
+
+import torch
+from accelerate import PartialState
 
 from gradalign.errors import GradAlignError
 from gradalign.problems.schema import Problem
@@ -14,7 +22,7 @@ from gradalign.rewards.base import Reward
 COIN = "coin"
 """Column that is true where a problem is paid by coin."""
 FIRST = "first_rollout"
-"""Column of the number of the first of a problem's responses; 0 where there is none."""
+"""Column of the number of the first of a problem's responses, where they are scored."""
 _NOT_METADATA = ("key", "answer", "source", COIN, FIRST, "trainer_state", "log_extra", "log_metric")
 
 
@@ -54,8 +62,9 @@ class RewardFunction:
             own = range(first, last)
             if self.coin is not None and columns.get(COIN, [False] * len(keys))[first]:
                 coin = dataclasses.replace(self.coin, salt=columns["trainer_state"].global_step)
-                number = columns.get(FIRST, [0] * len(keys))[first] - first
-                rewards += [coin.toss(keys[first], i + number) for i in own]
+                # A batch in training is cut over the processes, perhaps within a problem: no two toss alike.
+                number = columns[FIRST][first] if FIRST in columns else PartialState().process_index * len(keys)
+                rewards += [coin.toss(keys[first], i - first + number) for i in own]
                 continue
             metadata = {name: values[first] for name, values in columns.items() if name not in _NOT_METADATA}
             problem = Problem(keys[first], prompts[first], columns["answer"][first], columns["source"][first], metadata)
@@ -68,3 +77,50 @@ class RewardFunction:
                 )
             rewards += paid
         return rewards
+
+
+def reward_identity(function: Any, state: bool = False) -> str:
+    """What a reward function's rewards depend on, as far as can be told.
+
+    Args:
+        function: a function, a partial one, an object that can be called, or a reward model.
+        state: tell of an object's attributes, and of the variables that a function has from around it, too: rewards
+            that are kept depend on them, but a run may go on where some of them (counters, logs) have changed.
+
+    Returns:
+        Its own ``identity`` where it has one, a model's name, or its name with a hash of its source and arguments.
+    """
+    own = getattr(function, "identity", None)
+    if isinstance(own, str):
+        return own
+    if isinstance(function, torch.nn.Module):
+        return str(getattr(getattr(function, "config", None), "_name_or_path", type(function).__name__))
+    held: list[Any] = []
+    while isinstance(function, functools.partial):
+        held.append([function.args, function.keywords])
+        function = function.func
+    name = str(getattr(function, "__name__", type(function).__name__))
+    if state:
+        owner = getattr(function, "__self__", None if hasattr(function, "__name__") else function)
+        held += [getattr(owner, "__dict__", {}), _enclosed(function)]
+    try:
+        told = inspect.getsource(function if hasattr(function, "__name__") else type(function))
+    except (OSError, TypeError):
+        told = ""
+    with contextlib.suppress(TypeError, ValueError):  # values that refer to themselves
+        told += json.dumps(held, default=_kind) if any(held) else ""
+    return f"{name} {hashlib.sha256(told.encode()).hexdigest()[:16]}" if told else name
+
+
+def _enclosed(function: Any) -> list[Any]:
+    """Values of the variables that a function has from around it."""
+    found: list[Any] = []
+    for cell in getattr(function, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # not assigned yet
+            found.append(cell.cell_contents)
+    return found
+
+
+def _kind(value: Any) -> str:
+    """A value that JSON cannot say, by its name or its type's."""
+    return str(getattr(value, "__qualname__", type(value).__qualname__))

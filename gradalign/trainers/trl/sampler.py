@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import dataclasses
-import hashlib
-import inspect
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -85,7 +83,7 @@ class TrainerSampler:
         trainer = self.trainer
         values: dict[str, Any] = {
             "policy": self.tag,
-            "rewards": [reward_identity(function) for function in trainer.reward_funcs],
+            "rewards": trainer.reward_states,
             "weights": trainer.reward_weights.tolist(),
             "sampling": dataclasses.asdict(self.sampling),
             "own": self.own,
@@ -142,11 +140,6 @@ class TrainerSampler:
         weights = self.trainer.reward_weights.double().cpu().numpy()
         given = ~np.isnan(rewards)
         totals = np.where(given.any(1), (np.where(given, rewards, 0.0) * weights).sum(1), np.nan)
-        if np.isnan(totals).all():
-            raise GradAlignError(
-                f"rewards: {', '.join(self.trainer.reward_func_names)} returned None for all of {len(rows)} responses "
-                f"(first problem: {problems[0].key!r}); return a number for each"
-            )
         groups = []
         for number, (problem, prompt) in enumerate(zip(problems, prompts, strict=True)):
             first = number * count
@@ -257,22 +250,6 @@ class TrainerSampler:
             )  # fmt: skip
             rewards += model(**inputs.to(model.device)).logits[:, 0].tolist()
         return rewards
-
-
-def reward_identity(function: Any) -> str:
-    """What a reward function's rewards depend on, as far as can be told: its source, or its model's name."""
-    own = getattr(function, "identity", None)
-    if isinstance(own, str):
-        return own
-    if isinstance(function, torch.nn.Module):
-        return str(getattr(getattr(function, "config", None), "_name_or_path", type(function).__name__))
-    plain = getattr(function, "func", function)  # of a functools.partial
-    name = str(getattr(plain, "__name__", type(plain).__name__))
-    try:
-        source = inspect.getsource(plain if hasattr(plain, "__name__") else type(plain))
-    except (OSError, TypeError):
-        return name
-    return f"{name} {hashlib.sha256(source.encode()).hexdigest()[:16]}"
 
 
 def _unlogged(*_: Any) -> None:

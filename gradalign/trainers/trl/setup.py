@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +109,10 @@ def make_curriculum(
     identity = run | {
         "mode": args.mode, "steps_per_round": args.steps_per_round, "candidates": args.candidates, "engine": engine,
         "train_dataset": fingerprint(pool), "validation_dataset": fingerprint(validation or []),
+        "recipe": strategy.recipe, "size": asdict(size), "objective": asdict(args.objective), "rollouts": args.most,
     }  # fmt: skip
     if plan.budget.staged:
-        identity |= {"budget": args.budget, "rollouts": args.most}
+        identity["budget"] = args.budget
     if args.targets or args.reference_field:
         identity["followed"] = [args.weighed, args.reference_field, args.reference_share]
     kind = BatchFilter if args.mode == "batch" else Curriculum

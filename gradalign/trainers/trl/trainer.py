@@ -34,7 +34,8 @@ from gradalign.trainers.trl.config import GradAlignConfig
 from gradalign.trainers.trl.dataset import BLOCK, Problems
 from gradalign.trainers.trl.model import policy_of, require_whole, still
 from gradalign.trainers.trl.order import Places, Resumable
-from gradalign.trainers.trl.sampler import TrainerSampler, reward_identity
+from gradalign.trainers.trl.rewards import reward_identity
+from gradalign.trainers.trl.sampler import TrainerSampler
 from gradalign.trainers.trl.servers import follow
 from gradalign.trainers.trl.setup import (
     find_validation,
@@ -102,6 +103,7 @@ class GradAlignTrainer(GRPOTrainer):
         policy = policy_of(self)
         rewards = [reward_identity(function) for function in self.reward_funcs]
         identity = {"strategy": args.strategy, "seed": args.seed, "model": policy.fingerprint, "rewards": rewards}
+        self.reward_states = [reward_identity(function, state=True) for function in self.reward_funcs]
         self.run_state = State(identity)
         if args.choosing:
             self.curriculum = make_curriculum(args, self.pool, self.validation, identity)
@@ -137,7 +139,7 @@ class GradAlignTrainer(GRPOTrainer):
     def places(self) -> list[int]:
         """Rows of the pool that the round trains on, in order; in mode ``batch`` they are drawn as they are needed."""
         assert self.curriculum is not None
-        if self.curriculum.ended:
+        if self.curriculum.ended or self.state.global_step >= self.state.max_steps:
             return []
         if isinstance(self.curriculum, BatchFilter):
             return [0] * self.args.round_prompts
