@@ -2,7 +2,7 @@
 
 from datasets import Dataset
 
-from gradalign.policy.load import EMBEDDED
+from gradalign.policy.where import EMBEDDED
 from gradalign.problems.embedded import make_pool
 from gradalign.problems.write import trl_row
 from gradalign.rewards.countdown import countdown

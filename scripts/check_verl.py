@@ -37,8 +37,8 @@ from verl.utils.dataset.rl_dataset import RLHFDataset, collate_fn
 
 from gradalign.errors import GradAlignError
 from gradalign.policy.group import Group, Rollout
-from gradalign.policy.load import EMBEDDED
 from gradalign.policy.objective import Objective
+from gradalign.policy.where import EMBEDDED
 from gradalign.problems.fields import FieldMap
 from gradalign.problems.read import read_problems
 from gradalign.problems.schema import Problem

@@ -26,7 +26,8 @@ from transformers import AutoModelForCausalLM
 
 from gradalign.cli.main import main
 from gradalign.policy.group import Group, Rollout
-from gradalign.policy.load import EMBEDDED, Policy, cover, load_policy
+from gradalign.policy.load import Policy, cover, load_policy
+from gradalign.policy.where import EMBEDDED
 from tests.model_server import ModelServer, served
 
 hypothesis.settings.register_profile(

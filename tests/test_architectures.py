@@ -22,9 +22,7 @@ NOT_PACKED = "cannot share a group's prompt"
 
 def _of(name: str, **more: Any) -> Callable[[], Any]:
     def made() -> Any:
-        config = getattr(transformers, name)(**_common(**more))
-        config._experts_implementation = "eager"  # grouped products know no float64
-        return config
+        return getattr(transformers, name)(**_common(**more))
 
     return made
 

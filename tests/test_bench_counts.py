@@ -11,7 +11,7 @@ from gradalign.bench.counts import Lengths, Shape, repeated, shared
 from gradalign.bench.speed_arms import ARMS
 from gradalign.bench.workloads import MODELS, WORKLOADS
 from gradalign.cli.bench.speed import SpeedOptions
-from gradalign.policy.load import EMBEDDED
+from gradalign.policy.where import EMBEDDED
 from tests.conftest import CONFIGS
 
 LENGTHS = Lengths(prompt=7, rollouts=3, response=5)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from gradalign.errors import GradAlignError
-from gradalign.policy.load import DTYPES, EMBEDDED, Policy, cover, load_policy
+from gradalign.policy.load import DTYPES, Policy, cover, load_policy
+from gradalign.policy.where import EMBEDDED
 from gradalign.problems.embedded import POOLS
 from tests.conftest import make_policy
 

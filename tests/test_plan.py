@@ -21,7 +21,7 @@ from gradalign.plan.recipe import Recipe, Training, alternatives
 from gradalign.plan.responses import Responses, earlier
 from gradalign.plan.speeds import SHARES, Speeds, Steps, of_card
 from gradalign.plan.work import Setting, alone, stages
-from gradalign.policy.load import EMBEDDED
+from gradalign.policy.where import EMBEDDED
 from gradalign.selection import STRATEGIES
 
 SPEED = Path(__file__).parents[1] / "benchmarks" / "speed"

@@ -78,6 +78,16 @@ def test_permutation_gives_one_rewarded_response_its_due() -> None:
     assert order([single, half]) == ["single", "half"]
 
 
+def test_permutation_is_finite_however_strongly_rewards_are_reversed() -> None:
+    moves = [*np.linspace(1, 2, 64), *np.linspace(-2, -1, 64)]
+    rows = [
+        scored(key, rewards, moves) for key, rewards in (("good", [1] * 64 + [0] * 64), ("bad", [0] * 64 + [1] * 64))
+    ]
+    choose(rows, STRATEGIES["permutation"], Size())
+    assert all(np.isfinite(row.score or np.nan) for row in rows)
+    assert rows[0].score == pytest.approx(-(rows[1].score or 0))
+
+
 def test_expected_neither_takes_sure_and_tiny_nor_large_and_dubious() -> None:
     bad = simulated(100, 16, 0.0, 1, scale=3.0)
     good = simulated(100, 16, 1.5, 2)

@@ -26,8 +26,9 @@ from gradalign.executors.base import PolicySpec
 from gradalign.executors.cluster import Needs, room
 from gradalign.executors.ray import RayExecutor, ray_executor
 from gradalign.executors.worker import Outcome
-from gradalign.policy.load import EMBEDDED, Policy
+from gradalign.policy.load import Policy
 from gradalign.policy.objective import Objective
+from gradalign.policy.where import EMBEDDED
 from gradalign.problems.embedded import make_pool
 from gradalign.rewards.base import Reward
 from gradalign.rewards.countdown import countdown

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from gradalign.errors import GradAlignError, GradAlignWarning
-from gradalign.policy.load import EMBEDDED, Policy
+from gradalign.policy.load import Policy
+from gradalign.policy.where import EMBEDDED
 from gradalign.rollouts.collect import collect
 from gradalign.rollouts.sampler import prompts_of
 from tests.conftest import Ran

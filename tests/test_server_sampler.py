@@ -14,10 +14,11 @@ import torch
 
 from gradalign.errors import GradAlignError, GradAlignWarning
 from gradalign.policy.group import Group
-from gradalign.policy.load import EMBEDDED, Policy, load_policy
+from gradalign.policy.load import Policy, load_policy
 from gradalign.policy.logprobs import token_logprobs
 from gradalign.policy.packing import lay_out, rows_of
 from gradalign.policy.trunk import Split
+from gradalign.policy.where import EMBEDDED
 from gradalign.problems.schema import Problem
 from gradalign.rollouts.agreement import FLOAT32, HALF
 from gradalign.rollouts.collect import collect

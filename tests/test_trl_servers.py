@@ -11,7 +11,8 @@ import pytest
 from peft import LoraConfig
 
 from gradalign.errors import GradAlignError
-from gradalign.policy.load import EMBEDDED, load_policy
+from gradalign.policy.load import load_policy
+from gradalign.policy.where import EMBEDDED
 from gradalign.processes import Processes
 from gradalign.rollouts.agreement import Agreement
 from gradalign.rollouts.table import read_rollouts

@@ -19,7 +19,8 @@ import torch
 
 from gradalign.cli.main import main
 from gradalign.errors import GradAlignError, GradAlignWarning
-from gradalign.policy.load import EMBEDDED, load_policy
+from gradalign.policy.load import load_policy
+from gradalign.policy.where import EMBEDDED
 from gradalign.problems.read import read_problems
 from gradalign.problems.schema import Problem
 from gradalign.rewards.base import Reward

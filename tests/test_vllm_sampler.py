@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from gradalign.errors import GradAlignError
-from gradalign.policy.load import EMBEDDED, Policy, load_policy
+from gradalign.policy.load import Policy, load_policy
+from gradalign.policy.where import EMBEDDED
 from gradalign.problems.embedded import make_pool
 from gradalign.rollouts.engine import verified
 from gradalign.rollouts.sample import Sampling

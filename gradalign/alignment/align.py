@@ -27,6 +27,7 @@ from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
 from gradalign.policy.logprobs import packs
 from gradalign.policy.objective import Objective
+from gradalign.policy.rope import steady_length
 from gradalign.processes import ALONE, Processes
 
 Progress = Callable[[str, int], Callable[..., None]]
@@ -90,6 +91,7 @@ class Scorer:
 
     def __post_init__(self) -> None:
         provides(self.engine, self.contributions)
+        self.batch_tokens = min(self.batch_tokens, steady_length(self.policy.config) or self.batch_tokens)
         if self.policy.shards is not None:
             check_cut(self.engine, self.offload, self.processes)
         self.contributions = self.contributions and self.engine in ("exact", "sketch")  # the others give them anyway

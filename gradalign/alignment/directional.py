@@ -177,7 +177,7 @@ class Directional:
         if not self.step.error <= (HALF_TOLERANCE if self.policy.half else TOLERANCE):
             at, else_ = f" at the best step ({self.step.length:g})", "--difference forward-mode, or "
             if self.difference == "forward-mode":
-                at = else_ = ""
+                at, else_ = "", "float32 weights (TRL's bf16 trains on those too), or " if self.policy.half else ""
             raise GradAlignError(
                 f"forward-only scores ({self.difference}) disagree with exact ones by {self.step.error:.0%} on "
                 f"{len(some)} problems{at}; take {else_}--engine exact without --contributions"

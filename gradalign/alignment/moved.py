@@ -41,23 +41,24 @@ def movable(policy: Policy, direction: Direction) -> Iterator[Callable[[float], 
 def tangent(policy: Policy, direction: Direction) -> Iterator[float]:
     """Inside, the weights carry v/|v| times the yielded factor as their tangents (forward-mode differentiation).
 
-    The factor keeps float16 within its range; it is 1 in other types. Attention that is not packed becomes plain
-    arithmetic, since fused kernels have no tangents.
+    The factor keeps float16 within its range; it is 1 in other types. Attention that is not packed, and experts, become
+    plain arithmetic, since fused kernels have no tangents.
     """
     factor = 1.0
     if policy.dtype == torch.float16:
         weights = [parameter.detach().float() for parameter in policy.parameters]
         factor = 2.0 ** round(math.log2(max(inner(weights, weights) ** 0.5, 1e-3)) - 6)
     configs = {id(c): c for c in (policy.config, policy.config.get_text_config())}.values()
-    implementations = [config._attn_implementation for config in configs]
+    names = ("_attn_implementation", "_experts_implementation")
+    before = [(config, name, getattr(config, name)) for config in configs for name in names if hasattr(config, name)]
     with torch.no_grad(), _padding_embedding_held(policy), forward_ad.dual_level(), _carried(policy, direction, factor):
         try:
-            for config in configs:
-                config._attn_implementation = "eager"
+            for config, name, _ in before:
+                setattr(config, name, "eager")
             yield factor
         finally:
-            for config, implementation in zip(configs, implementations, strict=True):
-                config._attn_implementation = implementation
+            for config, name, implementation in before:
+                setattr(config, name, implementation)
 
 
 @contextlib.contextmanager

@@ -25,8 +25,7 @@ from gradalign.errors import GradAlignError
 from gradalign.executors.base import Executor, Job, R, T, once
 from gradalign.policy.group import Group
 from gradalign.policy.load import Policy
-from gradalign.policy.logprobs import packs
-from gradalign.policy.packing import rows_of
+from gradalign.policy.logprobs import packs, telling
 from gradalign.problems.schema import uniform_hash
 
 SHARES, MOST = 8, 16
@@ -272,9 +271,8 @@ class SpreadScorer(Scorer):
     def _packed(self, groups: Groups) -> bool:
         if not groups:
             return True
-        rows = [max(rows_of(group, self.batch_tokens, packed=True), key=lambda row: row.tokens) for group in groups]
-        telling = [max(rows, key=lambda row: row.longest).group, max(rows, key=lambda row: row.tokens).group]
-        packed, self._together = self._once(Trial(self._options), telling)
+        some = [row.group for row in telling(groups, self.batch_tokens)]
+        packed, self._together = self._once(Trial(self._options), some)
         return packed
 
     def _batches(self, stage: str, groups: list[Group], packed: bool, every: bool) -> list[list[Group]]:

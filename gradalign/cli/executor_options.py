@@ -18,7 +18,8 @@ from gradalign.errors import GradAlignError
 from gradalign.executors.base import Executor, PolicySpec
 from gradalign.executors.cluster import Needs
 from gradalign.executors.ray import ray_executor
-from gradalign.policy.load import Policy, load_policy, require_model
+from gradalign.policy.load import Policy, load_policy
+from gradalign.policy.where import require_model
 from gradalign.rewards.several import AnyReward
 from gradalign.rollouts.sample import Sampling
 from gradalign.rollouts.sampler import PolicySampler

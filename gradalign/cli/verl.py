@@ -15,7 +15,8 @@ from gradalign.config import parse, resolved
 from gradalign.curriculum.curriculum import Curriculum
 from gradalign.curriculum.folder import open_run
 from gradalign.errors import GradAlignError
-from gradalign.policy.load import EMBEDDED, Policy, load_policy
+from gradalign.policy.load import Policy, load_policy
+from gradalign.policy.where import EMBEDDED
 from gradalign.problems.keys import Keys
 from gradalign.problems.schema import fingerprint
 from gradalign.report.console import progress_bars, show

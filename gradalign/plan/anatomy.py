@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from gradalign.bench.counts import Shape
 from gradalign.errors import GradAlignError, missing_extra
-from gradalign.policy.load import EMBEDDED, Policy, cover
+from gradalign.policy.load import Policy, cover
+from gradalign.policy.where import EMBEDDED
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import fnmatch
 import hashlib
 import inspect
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,18 +14,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
 from gradalign.errors import GradAlignError, missing_extra
 from gradalign.policy.precision import KeepDouble
 from gradalign.policy.shards import Shards, join, load_cut, whole
-
-EMBEDDED = Path(__file__).parent / "embedded"
-"""The folder of the embedded default, a character-level Llama; ``--model embedded`` means it."""
+from gradalign.policy.where import first_line, locate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
 @dataclass
@@ -102,12 +98,12 @@ class Policy:
         """
         if self.given_tokenizer is not None:
             return self.given_tokenizer
-        folder, kwargs = _where(self.path)
+        folder, kwargs = locate(self.path)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
         except Exception as error:
             raise GradAlignError(
-                f"model {self.path}: no tokenizer can be loaded ({_first_line(error)}); put tokenizer.json beside the "
+                f"model {self.path}: no tokenizer can be loaded ({first_line(error)}); put tokenizer.json beside the "
                 "weights, or give rollouts as token ids to `gradalign score`, which needs none"
             ) from error
         tokenizer.padding_side = "left"
@@ -173,7 +169,7 @@ def load_policy(
 
 def _read(model: str, adapter: str | None, wanted: torch.dtype | str) -> Any:
     """The model, on the CPU."""
-    folder, kwargs = _where(model)
+    folder, kwargs = locate(model)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     for chatty in ("httpx", "huggingface_hub"):
@@ -183,7 +179,7 @@ def _read(model: str, adapter: str | None, wanted: torch.dtype | str) -> Any:
         loaded, info = both
     except Exception as error:
         here = "" if Path(folder).exists() else "no such folder here, and "
-        raise GradAlignError(f"model {model}: {here}cannot be loaded: {_first_line(error)}") from error
+        raise GradAlignError(f"model {model}: {here}cannot be loaded: {first_line(error)}") from error
     lacking = sorted(info["missing_keys"])
     if lacking:
         raise GradAlignError(
@@ -199,11 +195,17 @@ def cover(model: Any, path: str = "", parameters: Sequence[str] = ()) -> Policy:
     """Wrap a model that is already loaded; only parameters that are trainable and match a pattern stay trainable.
 
     A model with soft-capped attention does not stay with ``sdpa``, which leaves the cap out without a word in earlier
-    versions of transformers.
+    versions of transformers; experts in float64 do not stay with grouped products, which do not know it.
 
     Raises:
-        GradAlignError: no trainable parameter matches.
+        GradAlignError: no trainable parameter matches; a prompt in front of every input is what is trained.
     """
+    tuned = getattr(model, "active_peft_config", None)
+    if tuned is not None and tuned.is_prompt_learning and tuned.peft_type != "PREFIX_TUNING":
+        raise GradAlignError(
+            f"adapter of type {tuned.peft_type.value}: it puts tokens in front of every prompt, which are not scored; "
+            "train a LoRA adapter, or take strategy off"
+        )
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     chosen = [n for n in trainable if not parameters or any(fnmatch.fnmatch(n, pattern) for pattern in parameters)]
     if not chosen:
@@ -216,17 +218,10 @@ def cover(model: Any, path: str = "", parameters: Sequence[str] = ()) -> Policy:
     for config in (model.config, model.config.get_text_config()):
         if getattr(config, "attn_logit_softcapping", None) is not None and config._attn_implementation == "sdpa":
             config._attn_implementation = "eager"
+        if hasattr(config, "_experts_implementation") and next(model.parameters()).dtype == torch.float64:
+            config._experts_implementation = "eager"
     covered = sum(trainable[name].numel() for name in chosen) / sum(p.numel() for p in trainable.values())
     return Policy(model, path, chosen, covered)
-
-
-def require_model(model: str) -> None:
-    """Find out before anything is started that there is no such model.
-
-    Raises:
-        GradAlignError: no such folder or file, or no weights in it.
-    """
-    _where(model)
 
 
 def _device(name: str) -> torch.device:
@@ -236,45 +231,7 @@ def _device(name: str) -> torch.device:
         torch.zeros(1, dtype=torch.float64, device=name).item()  # reductions are in float64
         return torch.device(name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise GradAlignError(f"device {name!r} cannot be used here: {_first_line(error)[:120]}") from error
-
-
-def _where(model: str) -> tuple[str, dict[str, str]]:
-    """What to hand to transformers for a model's name: (folder or hub id, further arguments)."""
-    if model == "embedded":
-        return str(EMBEDDED), {}
-    path = Path(model).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise GradAlignError(f"model {model}: no such GGUF file")
-        return str(path.parent), {"gguf_file": path.name}
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise GradAlignError(f"model {model}: the folder holds no config.json; name a Hugging Face model folder")
-        if not any(any(path.glob(pattern)) for pattern in _WEIGHTS):
-            raise GradAlignError(f"model {model}: no weights in the folder (model.safetensors); save the model there")
-        return str(path), {}
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise GradAlignError(f"model {model}: no such folder")
-    if os.environ.get("HF_HUB_OFFLINE") != "1":
-        return model, {}
-    try:
-        AutoConfig.from_pretrained(model)
-    except Exception as error:
-        raise GradAlignError(f"model {model}: no such folder, and not in the local hub cache (offline)") from error
-    return model, {}
-
-
-def model_folder(model: str) -> str:
-    """The folder or hub id behind a model's name, for a program that loads it by itself.
-
-    Raises:
-        GradAlignError: it is a GGUF file, which is none.
-    """
-    folder, kwargs = _where(model)
-    if kwargs:
-        raise GradAlignError(f"model {model}: is a GGUF file; save it as a model folder first")
-    return folder
+        raise GradAlignError(f"device {name!r} cannot be used here: {first_line(error)[:120]}") from error
 
 
 def _with_adapter(model: Any, adapter: str) -> Any:
@@ -286,14 +243,10 @@ def _with_adapter(model: Any, adapter: str) -> Any:
         adapted = PeftModel.from_pretrained(model, adapter, is_trainable=True)
         differ = get_peft_model_state_dict(adapted).keys() ^ load_peft_weights(adapter, device="cpu").keys()
     except Exception as error:
-        raise GradAlignError(f"adapter {adapter}: cannot be loaded: {_first_line(error)}") from error
+        raise GradAlignError(f"adapter {adapter}: cannot be loaded: {first_line(error)}") from error
     if differ:
         raise GradAlignError(
             f"adapter {adapter}: its tensors do not fit this model (first: {min(differ)}); take the model that it was "
             "trained on"
         )
     return adapted
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -54,19 +54,23 @@ def per_rollout(batch: Batch, values: torch.Tensor) -> NDArray[np.float64]:
     return sums.index_add_(0, batch.rollout, values.detach().double() * batch.counted).cpu().numpy()
 
 
+def telling(groups: Sequence[Group], batch_tokens: int) -> list[Row]:
+    """The packed row with the longest sequence, and the one with the most tokens."""
+    rows = [row for group in groups for row in rows_of(group, batch_tokens, packed=True)]
+    return [max(rows, key=lambda row: row.longest), max(rows, key=lambda row: row.tokens)]
+
+
 @torch.no_grad()
 def packs(policy: Policy, groups: Sequence[Group], batch_tokens: int) -> bool:
     """Whether this policy gives these groups the same log-probabilities when they are packed.
 
-    Tried on the group with the longest sequence and on the one with the longest packed row, since no list of
+    Tried on the rows that are `telling`, since no list of
     architectures stays true: a recurrent state, positions inside the attention mask, and attention that is not asked
     of transformers' attention functions all forbid it.
     """
     if not groups:
         return True
-    rows = [max(rows_of(group, batch_tokens, packed=True), key=lambda row: row.tokens) for group in groups]
-    longest, largest = max(rows, key=lambda row: row.longest), max(rows, key=lambda row: row.tokens)
-    agrees = _agrees(Split(policy), [longest, largest])
+    agrees = _agrees(Split(policy), telling(groups, batch_tokens))
     if not agrees:
         warn("this architecture cannot share a group's prompt at these lengths: it is computed for each rollout")
     return agrees

@@ -98,8 +98,14 @@ class Batch:
         return len(self.responses)
 
 
+COPIES = 8
+"""Tokens of prompts, each counted once for every response of a pass, over ``batch_tokens``, at most: a response's
+attention has a copy of its prompt's keys and values."""
+
+
 def rows_of(group: Group, batch_tokens: int, packed: bool) -> Iterator[Row]:
-    """Cut a group into rows of at most ``batch_tokens`` tokens (at least one rollout each).
+    """Cut a group into rows of at most ``batch_tokens`` tokens and `COPIES` times as many copies (at least one rollout
+    each).
 
     Args:
         group: the group.
@@ -110,7 +116,8 @@ def rows_of(group: Group, batch_tokens: int, packed: bool) -> Iterator[Row]:
     row = Row(group, [], prompt)
     for index, rollout in enumerate(group.rollouts):
         more = len(rollout.response_ids) - 1
-        if row.rollouts and (not packed or row.tokens + more > batch_tokens):
+        copied = (len(row.rollouts) + 1) * prompt > COPIES * batch_tokens
+        if row.rollouts and (not packed or row.tokens + more > batch_tokens or copied):
             yield row
             row = Row(group, [], prompt)
         row.rollouts.append(index)
@@ -125,13 +132,16 @@ def size(rows: Sequence[Row], packed: bool) -> int:
 
 
 def batches_of(rows: Iterable[Row], batch_tokens: int, packed: bool) -> Iterator[list[Row]]:
-    """Gather rows, in order, into batches of at most ``batch_tokens`` tokens; a single row always is one."""
+    """Gather rows, in order, into batches that hold to the same; a single row always is one."""
     batch: list[Row] = []
+    copied = 0
     for row in rows:
-        if batch and size([*batch, row], packed) > batch_tokens:
+        more = len(row.rollouts) * len(row.group.prompt_ids) if packed else 0
+        if batch and (size([*batch, row], packed) > batch_tokens or copied + more > COPIES * batch_tokens):
             yield batch
-            batch = []
+            batch, copied = [], 0
         batch.append(row)
+        copied += more
     if batch:
         yield batch
 

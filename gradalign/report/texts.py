@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradalign.errors import GradAlignError, warn
-from gradalign.policy.load import EMBEDDED
+from gradalign.policy.where import EMBEDDED
 from gradalign.problems.schema import prompt_text
 from gradalign.report.runs import Round, Run
 from gradalign.rows import read_rows

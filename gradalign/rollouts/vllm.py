@@ -9,7 +9,8 @@ from typing import Any
 
 from gradalign.endpoint import PassingError
 from gradalign.errors import GradAlignError, missing_extra
-from gradalign.policy.load import Policy, model_folder
+from gradalign.policy.load import Policy
+from gradalign.policy.where import model_folder
 from gradalign.rollouts.engine import Request
 from gradalign.rollouts.protocols import PLAIN, UnfitError, response_of
 from gradalign.rollouts.sample import Response

@@ -34,9 +34,17 @@ class Permutation:
 
     def scores(self, alignments: Sequence[Alignment], seed: int) -> list[float | None]:
         """See `gradalign.selection.parts.Rank`."""
-        found = p_values(alignments, seed, self.draws, middle=True)
-        return [None if p is None else float(stats.norm.isf(p)) for p in found]
+        upper, lower = (p_values(alignments, seed, self.draws, upper=side, middle=True) for side in (True, False))
+        return [
+            None if above is None or below is None else _deviate(above) if above <= below else -_deviate(below)
+            for above, below in zip(upper, lower, strict=True)
+        ]
 
     def errors(self, alignments: Sequence[Alignment]) -> list[float | None]:
         """See `gradalign.selection.parts.Unsure`; scores are on the normal scale."""
         return [1.0] * len(alignments)
+
+
+def _deviate(p: float) -> float:
+    """The normal deviate that is exceeded with a probability of at most one half, finite for one of 0 too."""
+    return float(stats.norm.isf(max(p, 1e-300)))
