@@ -42,7 +42,7 @@ class Options(BaseModel):
     """The field, of several values, that arguments without an option's name are for."""
 
 
-_NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
+_NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
 
 OptionsT = TypeVar("OptionsT", bound=Options)
 
@@ -88,7 +88,7 @@ def parse_further(
         group = groups.setdefault(title, None) or parser.add_argument_group(title)
         groups[title] = group
         rest = {key: value for key, value in settings.items() if key != "group"}
-        group.add_argument(f"--{name.replace('_', '-')}", dest=name, **rest)
+        group.add_argument(f"--{name.replace('_', '-')}", dest=name, action=_Once, **rest)
     names = [*kind.model_fields, *further]
     read = parser.parse_known_args if kind.positional is None else parser.parse_known_intermixed_args
     given, unknown = read(_normal(arguments))
@@ -143,8 +143,21 @@ def resolved(command: str, options: Options, **facts: Any) -> dict[str, Any]:
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, *others: Any, **named: Any) -> None:
+        super().__init__(*others, **named)
+        self._negative_number_matcher = _NEGATIVE  # -1e-3, too, is a value
+
     def error(self, message: str) -> typing.NoReturn:
         raise GradAlignError(f"{message}; see {self.prog} --help")
+
+
+class _Once(argparse.Action):
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        if hasattr(namespace, self.dest):
+            parser.error(f"option {option} is given twice; write it once, with all its values")
+        setattr(namespace, self.dest, values)
 
 
 def _add(parser: argparse.ArgumentParser, name: str, field: FieldInfo, positional: bool) -> None:
@@ -164,7 +177,7 @@ def _add(parser: argparse.ArgumentParser, name: str, field: FieldInfo, positiona
     literal = _choices(field.annotation)
     metavar = "{" + ",".join(literal) + "}" if literal else name.rsplit("_", 1)[-1].upper()
     many: dict[str, Any] = {"nargs": "+"} if typing.get_origin(field.annotation) is tuple else {}
-    parser.add_argument(*flags, dest=name, metavar=metavar, help=text, **many)
+    parser.add_argument(*flags, dest=name, metavar=metavar, help=text, action=_Once, **many)
 
 
 def _choices(annotation: Any) -> list[str]:
@@ -176,12 +189,9 @@ def _choices(annotation: Any) -> list[str]:
 
 
 def _normal(arguments: Sequence[str]) -> list[str]:
-    """Arguments as argparse reads them: ``--batch_tokens`` as ``--batch-tokens``, ``--threshold -1e-3`` as one."""
+    """Arguments as argparse reads them: ``--batch_tokens`` as ``--batch-tokens``."""
     normal: list[str] = []
     for argument in arguments:
-        if _NEGATIVE.fullmatch(argument) and normal and normal[-1].startswith("--") and "=" not in normal[-1]:
-            normal[-1] += f"={argument}"
-            continue
         name, equals, value = argument.partition("=")
         normal.append(name.replace("_", "-") + equals + value if argument.startswith("--") else argument)
     return normal

@@ -208,7 +208,7 @@ class SamplingOptions(Options):
     """Responses for each problem."""
     max_new_tokens: Count = 128
     """Longest response, in tokens."""
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Texts that end a response; \\n is a line break."""
     batch_rollouts: Count = 512
     """Responses decoded side by side, at most; part of the run's identity, since rounding depends on it."""

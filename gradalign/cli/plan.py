@@ -104,7 +104,7 @@ def _is_train(arguments: Sequence[str]) -> bool:
         if one.partition("=")[0] == "--config":
             try:
                 content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-            except (OSError, ValueError, yaml.YAMLError):
+            except (OSError, ValueError, RecursionError, yaml.YAMLError):
                 return False  # is told of where it is parsed
             if isinstance(content, dict) and "options" in content and "command" in content:
                 return bool(content["command"] == "train")

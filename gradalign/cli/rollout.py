@@ -65,13 +65,13 @@ def _run(options: RolloutOptions, work: AtWork, reward: AnyReward, problems: Seq
     if options.out.exists() and not same_run(config, facts):
         raise GradAlignError(f"{options.out}: exists and is of another run; name another file, or delete it")
     check_writable(options.out)
-    write_json(config, facts)
     sampling = options.sampling(options.rollouts, options.temperature, options.seed)
     engine = None if options.out.exists() else options.sampling_engine(policy, problems, sampling)
     start = time.perf_counter()
     with progress_bars() as progress:
         tick = progress("rollouts", len(problems) * options.rollouts)
-        groups = collect(sampler_of(engine, work.sampler(reward, sampling)), problems, options.out, tick)
+        sampler = sampler_of(engine, work.sampler(reward, sampling))
+        groups = collect(sampler, problems, options.out, tick, lambda: write_json(config, facts))
     show(table("rollouts", ["", "value"], _summary(groups, time.perf_counter() - start)))
     show(f"wrote {options.out} and {config}")
 

@@ -9,6 +9,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from gradalign.cli.options import Count, PolicyOptions
+from gradalign.errors import GradAlignError
 from gradalign.policy.load import Policy
 from gradalign.problems.schema import Problem
 from gradalign.report.console import show
@@ -76,8 +77,15 @@ class SamplerOptions(PolicyOptions):
         return found
 
     def _settings(self) -> dict[str, Any]:
-        pairs = (text.split("=", 1) for text in self.vllm_args)
-        return {name: yaml.safe_load(value) for name, value in pairs}
+        found = {}
+        for text in self.vllm_args:
+            name, value = text.split("=", 1)
+            try:
+                found[name] = yaml.safe_load(value)
+            except (yaml.YAMLError, ValueError, RecursionError) as error:
+                said = " ".join(str(error).split())
+                raise GradAlignError(f"option --vllm-args: {text!r}: its value is not YAML ({said})") from error
+        return found
 
 
 def sampler_of(engine: EngineSampling | None, usual: PaidSampler) -> PaidSampler:

@@ -48,7 +48,7 @@ class TrainOptions(RewardOptions, ProblemOptions):
     """Held-out problems to evaluate on after every round; neither trained on nor the validation set."""
     out: Path
     """Run folder to write; the same command goes on in it where it was interrupted."""
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Texts of one token each that end a response, as the end-of-sequence token does; \\n is a line break."""
     allow_overlap: bool = False
     """Leave validation and test problems out of the pool instead of refusing it."""

@@ -30,17 +30,21 @@ def temporary_folder() -> str:
     return "/var/tmp" if "TMPDIR" not in os.environ and os.access("/var/tmp", os.W_OK) else tempfile.gettempdir()
 
 
+class NoRoomError(GradAlignError):
+    """A temporary file cannot be written to: no fault of what was to be put there."""
+
+
 @contextlib.contextmanager
 def filling(what: str) -> Iterator[None]:
     """Turn a full disk met while ``what`` is put into a temporary file into one clear line.
 
     Raises:
-        GradAlignError: the disk is full, or the file cannot be written to.
+        NoRoomError: the disk is full, or the file cannot be written to.
     """
     try:
         yield
     except (sqlite3.OperationalError, OSError) as error:
-        raise GradAlignError(
+        raise NoRoomError(
             f"{what}: cannot be held in a temporary file ({error}); free space, or name a folder with more by the "
             "environment's TMPDIR"
         ) from error

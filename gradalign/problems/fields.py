@@ -161,10 +161,10 @@ def prompt_of(value: Any, where: str) -> Prompt:
 def _text(value: Any, where: str, what: str) -> str:
     if isinstance(value, str) and value.strip():
         return _not_too_long(value, where)
-    if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
-        return str(int(value))
-    if isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
+    if isinstance(value, float | Decimal) and math.isfinite(value):
+        return str(int(value)) if value == int(value) else str(value)
     inside = f", or name the field inside it by --{what}-field" if isinstance(value, dict) else ""
     raise GradAlignError(f"{where} is {_short(value)}; write a text or a number{inside}")
 

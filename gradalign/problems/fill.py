@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from gradalign.errors import GradAlignError
+from gradalign.problems.database import NoRoomError
 from gradalign.problems.fields import FieldMap, to_problem
 from gradalign.problems.near import NearIndex
 from gradalign.problems.pool import Pool
@@ -53,8 +54,12 @@ def fill(pool: Pool, spec: str, how: Filter, near: NearIndex | None = None) -> N
             if how.source is not None:
                 problem = dataclasses.replace(problem, source=how.source)
             _take(problem, number, where, pool, reading, near)
+        except NoRoomError:
+            raise
         except GradAlignError as error:
             refuse(error)
+        except RecursionError:
+            refuse(GradAlignError(f"{where}: a field is nested too deep; flatten it, or leave it out"))
     if not reading.rows:
         raise GradAlignError(f"{label}: holds no problem; write one problem a row")
     if reading.rows == reading.refused:

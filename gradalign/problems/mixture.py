@@ -149,7 +149,7 @@ def _parsed(path: Path) -> Mixture:
         raise GradAlignError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise GradAlignError(f"{path}: cannot be read ({error})") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise GradAlignError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(written, dict) or not written.get("parts"):
         what = f"has {', '.join(map(str, written)) or 'nothing'}" if isinstance(written, dict) else "is no mapping"

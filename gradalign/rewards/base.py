@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import hashlib
 import inspect
 import math
@@ -98,12 +100,15 @@ class Reward:
             return told
         if self._own:
             return self.name
-        source: Any = self.function if inspect.isroutine(self.function) else type(self.function)
-        try:
-            text = Path(inspect.getsourcefile(source) or "").read_bytes()
-        except (OSError, TypeError):
-            return self.name
-        return f"{self.name} {hashlib.sha256(text).hexdigest()[:16]}"
+        function: Any = self.function
+        told = b""
+        while isinstance(function, functools.partial):
+            told += repr((function.args, sorted(function.keywords.items()))).encode()
+            function = function.func
+        for own in {id(f): f for f in (function, inspect.unwrap(function))}.values():  # decorated, and what is
+            with contextlib.suppress(OSError, TypeError):
+                told += Path(inspect.getsourcefile(own if inspect.isroutine(own) else type(own)) or "").read_bytes()
+        return f"{self.name} {hashlib.sha256(told).hexdigest()[:16]}" if told else self.name
 
     @property
     def _own(self) -> bool:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
+from gradalign.errors import GradAlignError
+
 _OPERATORS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -50,9 +52,24 @@ def countdown(
     that uses each number exactly once and equals the answer, divisions exact. Any other response must be the answer's
     own text. reasoning-gym's verdict is the same but for what it evaluates beyond these operators (signs, powers,
     factorials).
+
+    Raises:
+        GradAlignError: ``numbers`` is no list of whole numbers.
     """
     pools = numbers if numbers is not None else [None] * len(completions)
     return [
-        float(_reaches(text, gold, pool) if pool is not None else text.strip() == gold.strip())
+        float(_reaches(text, gold, _whole(pool)) if pool is not None else text.strip() == gold.strip())
         for text, gold, pool in zip(completions, answer, pools, strict=True)
     ]
+
+
+def _whole(numbers: Any) -> list[int]:
+    """The numbers that are to be used.
+
+    Raises:
+        GradAlignError: they are no whole numbers.
+    """
+    listed = list(numbers) if isinstance(numbers, Sequence) and not isinstance(numbers, str) else [None]
+    if not all(isinstance(n, int | float) and not isinstance(n, bool) and n == int(n) for n in listed):
+        raise GradAlignError(f"field 'numbers' is {numbers!r:.40}; write a list of whole numbers")
+    return [int(n) for n in listed]

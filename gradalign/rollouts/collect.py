@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from gradalign.files import writing
 from gradalign.policy.group import Group
 from gradalign.problems.schema import Problem, fingerprint
 from gradalign.processes import ALONE, Processes
-from gradalign.rollouts.sampler import Sampler, in_batches
+from gradalign.rollouts.sampler import Sampler, Tokens, in_batches
 from gradalign.rollouts.table import gather, read_rollouts, to_rows, write_rollouts, writer_of
 from gradalign.rows import Row
 
@@ -26,6 +27,7 @@ def collect(
     problems: Sequence[Problem],
     out: Path,
     done: Callable[[int], None] = lambda rollouts: None,
+    begun: Callable[[], None] = lambda: None,
 ) -> list[Group]:
     """Sample and reward every problem's responses into the table ``out``; go on where an interrupted call stopped.
 
@@ -37,6 +39,7 @@ def collect(
         problems: distinct keys.
         out: ``.parquet`` or ``.jsonl``.
         done: called with the number of rollouts of each batch as it is in.
+        begun: called when ``out``.part is this process's, and this run's.
 
     Raises:
         GradAlignError: a prompt that leaves no room for a response; a reward that fails; ``out``.part is another
@@ -55,12 +58,14 @@ def collect(
     part = out.with_name(out.name + ".part")
     with _alone(part):
         expected = [[keys[i] for i in batch for _ in range(sampler.rollouts)] for batch in batches]
-        kept = _kept(part, {**sampler.identity, "problems": fingerprint(problems)}, expected)
+        asked = {"problems": fingerprint(problems), "prompts": _hash(prompts)}
+        kept = _kept(part, {**sampler.identity, **asked}, expected)
+        begun()
         for rows in kept.values():
             done(len(rows))
         missing = [number for number in range(len(batches)) if number not in kept]
-        asked = [[(problems[i], prompts[i]) for i in batches[number]] for number in missing]
-        for place, groups in in_batches(sampler, asked):
+        work = [[(problems[i], prompts[i]) for i in batches[number]] for number in missing]
+        for place, groups in in_batches(sampler, work):
             number = missing[place]
             kept[number] = [row for group in groups for row in to_rows(group)]
             with writing(part), part.open("a", encoding="utf-8") as file:
@@ -132,6 +137,14 @@ def _alone(part: Path) -> Iterator[None]:
     finally:
         lock.unlink(missing_ok=True)
         held.release()
+
+
+def _hash(prompts: Sequence[Tokens]) -> str:
+    """Of what the policy is asked, in its own tokens."""
+    told = hashlib.sha256()
+    for prompt in prompts:
+        told.update(len(prompt).to_bytes(8, "little") + prompt.tobytes())
+    return told.hexdigest()[:16]
 
 
 def _kept(part: Path, settings: dict[str, Any], expected: list[list[str]]) -> dict[int, list[Row]]:

@@ -16,7 +16,7 @@ from gradalign.policy.group import Group, Rollout, Status
 from gradalign.policy.load import Policy
 from gradalign.problems.schema import Problem
 from gradalign.rewards.several import AnyReward, WeightedSum
-from gradalign.rollouts.sample import Response, Sampling, plan, sample_batch
+from gradalign.rollouts.sample import Response, Sampling, end_tokens, plan, sample_batch
 
 Tokens = NDArray[np.int64]
 Asked = tuple[Problem, Tokens]
@@ -108,6 +108,7 @@ class PaidSampler:
             "reward": self.reward.identity,
             "coin": asdict(self.reward.coin) if self.reward.coin else None,
             "sampling": json.loads(json.dumps(asdict(self.sampling))),
+            "ends": sorted(end_tokens(self.policy)),
         }
 
     def prompts(self, problems: Sequence[Problem]) -> list[Tokens]:

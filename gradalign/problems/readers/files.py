@@ -73,13 +73,13 @@ def _csv(path: Path, delimiter: str, refuse: Refuse) -> Iterator[tuple[int, Row]
 
     records = csv.reader(texts(), delimiter=delimiter, strict=True)
     while True:
+        began = at + 1
         try:
             cells = next(records)
         except StopIteration:
             return
-        except csv.Error as error:
-            refuse(GradAlignError(f"{path}:{at}: not CSV ({error}); quote the field, or mend the quotes"))
-            continue
+        except csv.Error as error:  # where a record ends is not known from here on
+            raise GradAlignError(f"{path}:{began}: not CSV ({error}, line {at}); mend the quotes there") from error
         if not cells:
             continue
         if not header:
@@ -109,7 +109,9 @@ def _header(cells: list[str], path: Path) -> list[str]:
 def _cell(text: str) -> Any:
     if text.startswith("[{"):
         try:
-            return json.loads(text)
+            value = json.loads(text)
+            json.dumps(value, ensure_ascii=False).encode()  # no half characters
+            return value
         except (ValueError, RecursionError):
             return text
     return text
