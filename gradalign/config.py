@@ -88,7 +88,7 @@ def parse_further(
         group = groups.setdefault(title, None) or parser.add_argument_group(title)
         groups[title] = group
         rest = {key: value for key, value in settings.items() if key != "group"}
-        group.add_argument(f"--{name.replace('_', '-')}", dest=name, action=_Once, **rest)
+        group.add_argument(f"--{name.replace('_', '-')}", dest=name, **rest)
     names = [*kind.model_fields, *further]
     read = parser.parse_known_args if kind.positional is None else parser.parse_known_intermixed_args
     given, unknown = read(_normal(arguments))
@@ -151,15 +151,6 @@ class _Parser(argparse.ArgumentParser):
         raise GradAlignError(f"{message}; see {self.prog} --help")
 
 
-class _Once(argparse.Action):
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
-    ) -> None:
-        if hasattr(namespace, self.dest):
-            parser.error(f"option {option} is given twice; write it once, with all its values")
-        setattr(namespace, self.dest, values)
-
-
 def _add(parser: argparse.ArgumentParser, name: str, field: FieldInfo, positional: bool) -> None:
     flags = [f"--{name.replace('_', '-')}", *([SHORT[name]] if name in SHORT else [])]
     text = " ".join((field.description or "").split()).replace("%", "%%")
@@ -177,7 +168,7 @@ def _add(parser: argparse.ArgumentParser, name: str, field: FieldInfo, positiona
     literal = _choices(field.annotation)
     metavar = "{" + ",".join(literal) + "}" if literal else name.rsplit("_", 1)[-1].upper()
     many: dict[str, Any] = {"nargs": "+"} if typing.get_origin(field.annotation) is tuple else {}
-    parser.add_argument(*flags, dest=name, metavar=metavar, help=text, action=_Once, **many)
+    parser.add_argument(*flags, dest=name, metavar=metavar, help=text, **many)
 
 
 def _choices(annotation: Any) -> list[str]:
