@@ -336,4 +336,4 @@ def test_a_missing_client_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_policys_own_sampler_pays_and_asks_as_before(embedded: Policy) -> None:
     made = PolicySampler(embedded, REWARD, SAMPLING)
-    assert set(made.identity) == {"policy", "reward", "coin", "sampling"}
+    assert set(made.identity) == {"policy", "reward", "coin", "sampling", "ends"}

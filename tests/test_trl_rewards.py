@@ -69,9 +69,8 @@ def test_a_problem_cut_over_processes_is_tossed_for_every_response(
     }
 
     def tossed(process: int, **more: Any) -> list[float]:
-        monkeypatch.setattr(
-            "gradalign.trainers.trl.rewards.PartialState", lambda: SimpleNamespace(process_index=process)
-        )
+        state = SimpleNamespace(process_index=process)
+        monkeypatch.setitem(vars(RewardFunction)["__call__"].__globals__, "PartialState", lambda: state)
         return paid(["p"] * 32, ["x"] * 32, [[0]] * 32, key=["k"] * 32, **columns, **more)
 
     assert tossed(0) != tossed(1)
