@@ -69,7 +69,7 @@ def _whole(numbers: Any) -> list[int]:
     Raises:
         GradAlignError: they are no whole numbers.
     """
-    listed = list(numbers) if isinstance(numbers, Sequence) and not isinstance(numbers, str) else [None]
+    listed: list[Any] = list(numbers) if isinstance(numbers, Sequence) and not isinstance(numbers, str) else [None]
     if not all(isinstance(n, int | float) and not isinstance(n, bool) and n == int(n) for n in listed):
         raise GradAlignError(f"field 'numbers' is {numbers!r:.40}; write a list of whole numbers")
     return [int(n) for n in listed]
