@@ -34,11 +34,10 @@ class Permutation:
 
     def scores(self, alignments: Sequence[Alignment], seed: int) -> list[float | None]:
         """See `gradalign.selection.parts.Rank`."""
-        upper, lower = (p_values(alignments, seed, self.draws, upper=side, middle=True) for side in (True, False))
-        return [
-            None if above is None or below is None else _deviate(above) if above <= below else -_deviate(below)
-            for above, below in zip(upper, lower, strict=True)
-        ]
+        upper = p_values(alignments, seed, self.draws, middle=True)
+        against = [a for a, p in zip(alignments, upper, strict=True) if p is not None and p > 0.5]
+        lower = iter(p_values(against, seed, self.draws, upper=False, middle=True))
+        return [None if p is None else _deviate(p) if p <= 0.5 else -_deviate(next(lower) or 0.0) for p in upper]
 
     def errors(self, alignments: Sequence[Alignment]) -> list[float | None]:
         """See `gradalign.selection.parts.Unsure`; scores are on the normal scale."""
